@@ -10,7 +10,7 @@ _HOME = {
     "Grid": "grid",
     "QuantizedTensor": "grid",
     "quantize": "grid",
-    "mse_clip": "clip",
+    "mse_clip": "grid",
     "pack": "packing",
     "unpack": "packing",
     "load_lesson_model": "zoo",

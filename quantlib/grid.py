@@ -13,14 +13,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-CACHED_ELEMENTS = 2**18  # 1 MB of float32: a chunk and its temporaries stay in a core's second-level cache
-DEVICE_ELEMENTS = 2**24  # on an accelerator launches cost more than memory traffic, so chunks are larger
+from quantlib.rounding import (
+    group_extremes,
+    round_to_codes,
+    row_chunks,
+    scale_and_zero_point,
+    take_rows,
+    working_dtype,
+)
+
+CLIP_RATIOS = tuple(0.97**k for k in range(128))  # 1, 0.97, … 0.021: a grid may end 48 times before the largest weight
 
 
 @dataclass(frozen=True)
@@ -162,15 +169,13 @@ class QuantizedTensor:
             return out
         scale = self.scale.to(work)  # [out|1, groups]
         zero_point = None if self.zero_point is None else self.zero_point.to(work)
-        if self.g_idx is not None:
-            columns = self.g_idx.long()
-            scale = scale[:, columns]  # [out, in]: one scale a column
-            zero_point = None if zero_point is None else zero_point[:, columns]
+        # a column out of order is a group of its own
+        columns = slice(None) if self.g_idx is None else self.g_idx.long()
         for rows in row_chunks(self.codes):
-            part = take_rows(scale, rows)  # [rows|1, groups]
+            part = take_rows(scale, rows)[:, columns]  # [rows|1, groups], or [rows|1, in] by g_idx
             x = self.codes[rows].to(work).unflatten(1, (part.shape[1], -1))  # [rows, groups, in/groups]
             if zero_point is not None:
-                x.sub_(take_rows(zero_point, rows).unsqueeze(-1))
+                x.sub_(take_rows(zero_point, rows)[:, columns].unsqueeze(-1))
             out[rows] = x.mul_(part.unsqueeze(-1)).flatten(1)  # [rows, in]
         return out
 
@@ -245,69 +250,43 @@ def quantize(
     return QuantizedTensor(codes, scale, zero_point, None, grid)
 
 
-def group_extremes(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest weight of each group, [out|1, groups] each, in the working dtype; 0 for an empty group.
+def mse_clip(w: Tensor, grid: Grid, *, scale_dtype: torch.dtype = torch.float16) -> Tensor:
+    """The clip, for each scale, that minimises the squared error of quantize(w, grid, clip=...).
 
-    Raises ValueError if any is NaN or infinite: an extreme that is finite vouches for its whole group.
+    w [out, in] floating point -> float32 (float64 for float64 w) [out|1, groups], each one of CLIP_RATIOS.
+    An exhaustive search, because the error is not convex in the clip. No clip is one of the candidates, and
+    errors are measured on what quantize returns with this scale_dtype: the result is never worse than no clip.
+
+    Raises what quantize raises.
     """
-    shape, work = grid.scale_shape(*w.shape), working_dtype(w.dtype)
-    low, high = (torch.zeros((w.shape[0], shape[1]), dtype=work, device=w.device) for _ in range(2))
-    if w.numel():
-        for rows in row_chunks(w):
-            x = w[rows].unflatten(1, (shape[1], -1))  # [rows, groups, in/groups]
-            low[rows], high[rows] = x.amin(-1), x.amax(-1)
-        if grid.group_size == "tensor":
-            low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
-        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise ValueError(_describe_not_finite(w))
-    return low.reshape(shape) if w.numel() else low.new_zeros(shape), high.reshape(
-        shape
-    ) if w.numel() else high.new_zeros(shape)
-
-
-def round_to_codes(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, *, out: Tensor) -> Tensor:
-    """Codes of w [rows, in] for given scales [rows|1, groups], written to out (int8 [rows, in]) and returned."""
-    if not w.numel():
-        return out
+    _check_weight(w)
+    quantize(w[:0], grid, scale_dtype=scale_dtype)  # its other checks, at no cost
     work = working_dtype(w.dtype)
-    x = w.to(work).unflatten(1, (scale.shape[1], -1))  # [rows, groups, in/groups]
-    x = (x / scale.to(work).unsqueeze(-1)).round_()
-    if zero_point is not None:
-        x.add_(zero_point.to(work).unsqueeze(-1))
-    return out.copy_(x.clamp_(grid.qmin, grid.qmax).flatten(1))
+    clip = torch.ones(grid.scale_shape(*w.shape), dtype=work, device=w.device)
+    if w.is_meta or not w.numel():
+        return clip
+    w = w.detach()
+    low, high = group_extremes(w, grid)  # [out|1, groups] each
+    ratios = torch.tensor(CLIP_RATIOS, dtype=work, device=w.device)
+    of_tensor = torch.zeros(len(ratios), dtype=torch.float64, device=w.device)
+    for rows in row_chunks(w):
+        ends = take_rows(low, rows), take_rows(high, rows)
+        errors = [_squared_error(w[rows], *ends, ratio, grid, scale_dtype) for ratio in ratios]
+        errors = torch.stack(errors)  # [ratios, rows, groups]
+        if grid.group_size == "tensor":
+            of_tensor += errors.sum((1, 2))
+        else:
+            clip[rows] = ratios[errors.argmin(0)]
+    return ratios[of_tensor.argmin()].reshape(1, 1) if grid.group_size == "tensor" else clip
 
 
-def row_chunks(w: Tensor) -> Iterator[slice]:
-    """Slices of rows of w [out, in], each small enough to be worked on in cache, at least one row each."""
-    elements = CACHED_ELEMENTS if w.device.type == "cpu" else DEVICE_ELEMENTS
-    step = max(1, elements // max(1, w.shape[1]))
-    for start in range(0, w.shape[0], step):
-        yield slice(start, start + step)
-
-
-def scale_and_zero_point(
-    low: Tensor, high: Tensor, grid: Grid, scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """The scales, and for an asymmetric grid the zero_points, of groups that reach from low to high."""
-    if grid.symmetric:
-        reach = torch.maximum(high, -low)
-        return _stored_scale(reach / grid.qmax if grid.narrow_range else 2 * reach / grid.steps, scale_dtype), None
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = _stored_scale((high - low) / grid.steps, scale_dtype)
-    zero_point = grid.qmin - (low / scale.to(low.dtype)).round()
-    return scale, zero_point.clamp_(grid.qmin, grid.qmax).to(torch.int8)
-
-
-def _stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as dtype keeps them: 1 for a group of zeros, never 0, never infinite."""
-    if scale.numel() and scale.max() > torch.finfo(dtype).max:
-        raise ValueError(
-            f"a scale of {scale.max().item():.4g} overflows scale_dtype {dtype}: pass scale_dtype=torch.float32"
-        )
-    stored = scale.to(dtype)
-    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest subnormal number
-    stored = torch.where(stored == 0, torch.full_like(stored, tiny), stored)
-    return torch.where(scale == 0, torch.ones_like(stored), stored)
+def _squared_error(w: Tensor, low: Tensor, high: Tensor, ratio: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Tensor:
+    """The summed squared error of each group of w [rows, in] when its grid ends at ratio: float64 [rows, groups]."""
+    scale, zero_point = scale_and_zero_point(low * ratio, high * ratio, grid, scale_dtype)
+    codes = round_to_codes(w, scale, zero_point, grid, out=torch.empty(w.shape, dtype=torch.int8, device=w.device))
+    q = QuantizedTensor(codes, scale, zero_point, None, grid)
+    error = q.dequantize(working_dtype(w.dtype)).sub_(w)  # [rows, in]
+    return error.unflatten(1, (scale.shape[1], -1)).square_().sum(-1, dtype=torch.float64)  # [rows, groups]
 
 
 def _check_weight(w: Tensor) -> None:
@@ -338,12 +317,6 @@ def _check_clip(clip: float | Tensor, shape: tuple[int, int], like: Tensor) -> T
     return clip
 
 
-def _describe_not_finite(w: Tensor) -> str:
-    bad = (~torch.isfinite(w)).nonzero()
-    row, column = bad[0].tolist()
-    return f"w holds {len(bad)} values that are NaN or infinite, the first {w[row, column].item()} at [{row}, {column}]: no scale can represent them; repair the weight first"
-
-
 def _integer(name: str, value: object) -> int:
     try:
         if isinstance(value, bool):
@@ -357,12 +330,3 @@ def _divisors_near(columns: int, wanted: int, most: int = 4) -> list[int]:
     """The divisors of columns nearest to wanted, in ascending order."""
     divisors = {d for i in range(1, math.isqrt(columns) + 1) if columns % i == 0 for d in (i, columns // i)}
     return sorted(sorted(divisors, key=lambda d: (abs(math.log(d / wanted)), d))[:most])
-
-
-def take_rows(values: Tensor, rows: slice) -> Tensor:
-    """Rows of per-row values; a single row is shared by the whole matrix."""
-    return values if values.shape[0] == 1 else values[rows]
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

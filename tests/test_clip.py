@@ -1,12 +1,11 @@
-"""clip.py: the search is exhaustive, so it must beat every other clip, and it must never lose to none."""
+"""mse_clip: the search is exhaustive, so it must beat every other clip, and it must never lose to none."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlib.clip import CLIP_RATIOS, mse_clip
-from quantlib.grid import Grid, quantize
+from quantlib.grid import CLIP_RATIOS, Grid, mse_clip, quantize
 
 
 def squared_error(w, grid, clip, **options):
@@ -69,7 +68,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     w = torch.randn(31, 24, generator=torch.Generator().manual_seed(6)) ** 3
     grids = Grid(3, "tensor"), Grid(3), Grid(3, 8, symmetric=False)
     whole = [mse_clip(w, grid) for grid in grids]
-    monkeypatch.setattr("quantlib.grid.CACHED_ELEMENTS", 100)
+    monkeypatch.setattr("quantlib.rounding.CACHED_ELEMENTS", 100)
     for grid, expected in zip(grids, whole, strict=True):
         assert torch.equal(mse_clip(w, grid), expected)
 

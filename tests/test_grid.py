@@ -156,7 +156,7 @@ def test_more_rows_than_a_chunk_give_the_same_codes(monkeypatch):
     w = torch.randn(37, 24, generator=torch.Generator().manual_seed(3))
     grids = Grid(4, "row"), Grid(4, "tensor"), Grid(4, 8, symmetric=False)
     whole = [quantize(w, grid) for grid in grids]
-    monkeypatch.setattr("quantlib.grid.CACHED_ELEMENTS", 100)  # four rows a chunk, the last one short
+    monkeypatch.setattr("quantlib.rounding.CACHED_ELEMENTS", 100)  # four rows a chunk, the last one short
     for grid, expected in zip(grids, whole, strict=True):
         q = quantize(w, grid)
         assert torch.equal(q.codes, expected.codes) and torch.equal(q.scale, expected.scale)

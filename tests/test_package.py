@@ -35,7 +35,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 FLOORS = [
-    {"grid", "clip", "packing"}, {"gptq", "awq", "outliers"}, {"kernels", "layers"},
+    {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers"}, {"kernels", "layers"},
     {"calibration", "convert", "checkpoint", "zoo", "fetch", "readers", "evaluate", "sizes", "benchmark"},
 ]  # fmt: skip
 
