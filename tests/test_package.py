@@ -36,7 +36,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 FLOORS = [
     {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers"}, {"kernels", "layers"},
-    {"calibration", "convert", "checkpoint", "zoo", "fetch", "readers", "evaluate", "sizes", "benchmark"},
+    {"calibration", "convert", "checkpoint", "zoo", "hub", "readers", "gguf_file", "fetch", "transports", "progress", "evaluate", "sizes", "benchmark"},
 ]  # fmt: skip
 
 

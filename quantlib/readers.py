@@ -1,0 +1,234 @@
+"""Model files into transformers models. Start from `read_gguf` (llama.cpp's format) or `read_llama2c` (llama2.c's).
+
+Both give an ordinary float32 `LlamaForCausalLM` with its own copy of the weights, and a tokenizer: they can be saved,
+copied and moved like any other. Neither adds a beginning-of-text token when it encodes; `tokenizer.bos_token_id` is
+there for those who want one. transformers has a GGUF loader of its own, which takes ten times as long, keeps a
+quantization config that refuses `save_pretrained`, and gives this tokenizer the wrong end-of-text token.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from quantlib import gguf_file
+
+GGUF_SPECIAL_TOKEN = 3  # gguf's token types: 1 is an ordinary piece
+LLAMA2C_HEADER = struct.Struct("<7i")  # dim, hidden dim, layers, heads, key/value heads, vocabulary, longest text
+FIRST_PIECE = 259  # llama2.c's vocabulary: unknown, begin, end, the 256 bytes, then the pieces
+
+
+def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The model and tokenizer of a Llama GGUF file with a SmolLM vocabulary; weights dequantized to float32, on the CPU.
+
+    Raises ValueError for a GGUF file of another architecture or vocabulary.
+    """
+    facts, tensors = gguf_file.read(path)
+    kind = (facts.get("general.architecture"), facts.get("tokenizer.ggml.pre"))
+    if kind != ("llama", "smollm"):
+        raise ValueError(f"path={str(path)!r} holds {kind}, not ('llama', 'smollm'): give it to transformers instead")
+    weights = {_hugging_face_name(name): tensor for name, tensor in tensors}
+    config = LlamaConfig(
+        vocab_size=facts["llama.vocab_size"],
+        hidden_size=facts["llama.embedding_length"],
+        intermediate_size=facts["llama.feed_forward_length"],
+        num_hidden_layers=facts["llama.block_count"],
+        num_attention_heads=facts["llama.attention.head_count"],
+        num_key_value_heads=facts["llama.attention.head_count_kv"],
+        max_position_embeddings=facts["llama.context_length"],
+        rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
+        tie_word_embeddings="lm_head.weight" not in weights,
+        bos_token_id=facts["tokenizer.ggml.bos_token_id"],
+        eos_token_id=facts["tokenizer.ggml.eos_token_id"],
+        pad_token_id=facts["tokenizer.ggml.padding_token_id"],
+    )
+    return _build(config, weights), _smollm_tokenizer(facts)
+
+
+def read_llama2c(model_path: Path, tokenizer_path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The model (float32, on the CPU) and tokenizer of llama2.c's two files, in its first ("version 0") format.
+
+    Raises ValueError if the model file's length is not what its header announces.
+    """
+    with open(model_path, "rb") as stream:
+        dim, hidden, layers, heads, kv_heads, vocab, longest = LLAMA2C_HEADER.unpack(stream.read(LLAMA2C_HEADER.size))
+    values = np.fromfile(model_path, dtype="<f4", offset=LLAMA2C_HEADER.size)
+    config = LlamaConfig(
+        vocab_size=abs(vocab),
+        hidden_size=dim,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=longest,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=vocab > 0,  # a negative size announces a head of its own, which llama2.c puts last
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    weights = _split_llama2c(torch.from_numpy(values), config, model_path)
+    return _build(config, weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
+
+
+def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
+    """Query or key rows [heads · d, in] from llama.cpp's and llama2.c's order to the one transformers rotates.
+
+    Both rotate the same d/2 pairs of a head's outputs, but the former keep a pair side by side, (0, 1), (2, 3), …, and
+    transformers keeps it d/2 apart: (0, d/2), (1, d/2 + 1), … A model in the wrong order loads, and talks nonsense.
+    """
+    out_features, in_features = weight.shape
+    pairs = weight.reshape(heads, out_features // heads // 2, 2, in_features)  # [heads, d/2, 2, in]
+    return pairs.transpose(1, 2).reshape(out_features, in_features)  # [heads · 2 · d/2, in]
+
+
+def _build(config: LlamaConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
+    """The model around these very tensors: none is copied, and no random weight is drawn first."""
+    for layer in range(config.num_hidden_layers):
+        for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            name = f"model.layers.{layer}.self_attn.{projection}.weight"
+            weights[name] = rotate_half_order(weights[name], heads)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    if unexpected or set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
+        raise ValueError(f"the file's tensors are not those of its config: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers are computed, never stored
+    return model.eval().requires_grad_(False)
+
+
+GGUF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _hugging_face_name(name: str) -> str:
+    """'blk.7.attn_q.weight' → 'model.layers.7.self_attn.q_proj.weight'."""
+    *block, part, kind = name.split(".")
+    prefix = f"model.layers.{block[1]}." if block else ""
+    return f"{prefix}{GGUF_NAMES[part]}.{kind}"
+
+
+def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as GPT-2's, except that every digit is a token of its own."""
+    pieces = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    backend = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
+    kinds = facts["tokenizer.ggml.token_type"]
+    special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == GGUF_SPECIAL_TOKEN]
+    backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=pieces[facts["tokenizer.ggml.bos_token_id"]],
+        eos_token=pieces[facts["tokenizer.ggml.eos_token_id"]],
+        unk_token=pieces[facts["tokenizer.ggml.unknown_token_id"]],
+        pad_token=pieces[facts["tokenizer.ggml.padding_token_id"]],
+        chat_template=facts["tokenizer.chat_template"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _split_llama2c(values: Tensor, config: LlamaConfig, path: Path) -> dict[str, Tensor]:
+    """llama2.c writes one kind of matrix after another, each for all layers, and RoPE's tables at the end."""
+    dim, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    kv_dim = dim // config.num_attention_heads * config.num_key_value_heads
+    per_layer = {
+        "input_layernorm": (dim,),
+        "self_attn.q_proj": (dim, dim),
+        "self_attn.k_proj": (kv_dim, dim),
+        "self_attn.v_proj": (kv_dim, dim),
+        "self_attn.o_proj": (dim, dim),
+        "post_attention_layernorm": (dim,),
+        "mlp.gate_proj": (hidden, dim),
+        "mlp.down_proj": (dim, hidden),
+        "mlp.up_proj": (hidden, dim),
+    }
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, dim)}
+    for part, shape in per_layer.items():
+        shapes |= {f"model.layers.{layer}.{part}.weight": shape for layer in range(layers)}
+    shapes["model.norm.weight"] = (dim,)
+    tables = {"cosines": (config.max_position_embeddings, config.head_dim // 2)}
+    tables["sines"] = tables["cosines"]
+    head = {} if config.tie_word_embeddings else {"lm_head.weight": shapes["model.embed_tokens.weight"]}
+    shapes |= tables | head
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    if sum(sizes) != len(values):
+        raise ValueError(
+            f"path={str(path)!r} holds {len(values)} weights and its header announces {sum(sizes)}: fetch it again"
+        )
+    pieces = zip(shapes.items(), values.split(sizes), strict=True)
+    # clone: views of one buffer would keep the whole file alive and make safetensors take every weight for a shared one
+    return {name: piece.reshape(shape).clone() for (name, shape), piece in pieces if name not in tables}
+
+
+def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:
+    """SentencePiece's BPE, from llama2.c's list of (score, length, text).
+
+    The list holds raw bytes before FIRST_PIECE, so that "a" stands in it twice: as the byte 0x61, for letters that have
+    no piece of their own, and as the piece. Only the second may be found by its text.
+    """
+    scores, pieces = _llama2c_vocabulary(path.read_bytes(), vocab)
+    names = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    names += [piece.decode("utf-8").replace(" ", "▁") for piece in pieces[FIRST_PIECE:]]
+    ids = {name: index for index, name in enumerate(names)}
+    backend = Tokenizer(
+        models.BPE(ids, _merges(names, scores, ids), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _llama2c_vocabulary(data: bytes, vocab: int) -> tuple[list[float], list[bytes]]:
+    scores, pieces = [], []
+    position = 4  # the length of the longest piece comes first
+    for _ in range(vocab):
+        score, length = struct.unpack_from("<fi", data, position)
+        position += 8
+        scores.append(score)
+        pieces.append(data[position : position + length])
+        position += length
+    return scores, pieces
+
+
+def _merges(names: list[str], scores: list[float], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Which two pieces may join, the best first: every way to cut a piece into two, ranked by the piece's score."""
+    ranked = []
+    for index in range(FIRST_PIECE, len(names)):
+        name = names[index]
+        cuts = [(name[:cut], name[cut:]) for cut in range(1, len(name))]
+        ranked += [(-scores[index], ids[a], ids[b], (a, b)) for a, b in cuts if a in ids and b in ids]
+    return [pair for *_, pair in sorted(ranked)]
