@@ -1,0 +1,75 @@
+"""Tables of measured numbers, for pages. Start from :func:`show_table`."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell with a meaning: "exact" (the value as trained, blue) or "off" (off the scale: its bar is broken)."""
+
+    text: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def exact(text: object) -> Marked:
+    """A cell that holds the value as trained."""
+    return Marked(str(text), "exact")
+
+
+def off_scale(text: object) -> Marked:
+    """A cell whose number is too large to be drawn beside the others."""
+    return Marked(str(text), "off")
+
+
+def show_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "", bars: bool = False, wide: bool = False
+) -> None:
+    """Show a table: HTML in a browser, aligned columns where there is only text.
+
+    header, rows  words and numbers, shown as str() gives them; a cell may be exact(…) or off_scale(…)
+    caption       what was measured, on what
+    bars          a bar for each number of the last column, in the book
+    wide          as wide as text and margin together
+
+    Raises ValueError if a row is not as long as the header.
+    """
+    from IPython.display import display
+
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row of {len(row)} cells does not fit a header of {len(header)}: {[str(c) for c in row]}")
+    about = {"caption": caption, "bars": bars, "wide": wide}
+    data = {"text/html": _html(header, rows), "text/plain": _plain(header, rows)}
+    display(data, metadata={"text/html": {k: v for k, v in about.items() if v}}, raw=True)
+    if caption:  # for notebooks: the book has it from the metadata above, and drops this
+        display({"text/markdown": caption, "text/plain": caption}, metadata={"text/markdown": {"role": "caption"}}, raw=True)
+
+
+def _html(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    meaning = f' class="{value.meaning}"' if isinstance(value, Marked) else ""
+    return f"<td{meaning}>{escape(str(value))}</td>"
+
+
+def _plain(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(" " * (w - _columns(c)) + c for c, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(1 for c in text if not unicodedata.combining(c))
