@@ -1,0 +1,162 @@
+"""One frame of a widget, and all of them packed. Start from :class:`Frame`, which a widget's draw function returns.
+
+Frames of one widget differ in little. `pack` stores every piece of markup once, in a table, and each frame as the list
+of its pieces: a hundred frames of a figure take about as much as ten whole ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from matplotlib.figure import Figure
+
+from quantlib import figures
+from quantlib.choices import Choice
+from quantlib.svg import Picture
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one setting shows.
+
+    figure    a matplotlib Figure, the Picture of a `Stage`, or HTML (a table, bars) as a string
+    finding   what is to be seen, in words with numbers: the alternative text of the figure, read out after each change
+    readouts  name -> number with unit, up to four, the same names in every frame
+    meaning   "exact", "grid" or "error": the colour of the first readout
+    best      choice -> its best value while the others stay: a mark under its ruler
+    remark    a line under the controls
+    """
+
+    figure: Figure | Picture | str
+    finding: str = ""
+    readouts: Mapping[str, str] = field(default_factory=dict)
+    meaning: str = ""
+    best: Mapping[str, object] = field(default_factory=dict)
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A frame as a page needs it: picture as pieces of markup, an SVG's root still without its words, best as stops."""
+
+    picture: tuple[str, ...]
+    finding: str
+    readouts: Mapping[str, str]
+    meaning: str
+    best: Mapping[str, int]
+    remark: str
+
+    def markup(self) -> str:
+        """The picture, with the finding as its alternative text."""
+        return "".join(self.picture).replace('aria-label=""', f'aria-label="{escape(self.finding)}"', 1)
+
+    def message(self, at: Sequence[int]) -> dict:
+        """What a kernel sends for the setting `at`."""
+        return {
+            "at": list(at),
+            "picture": self.markup(),
+            "finding": self.finding,
+            "readouts": [list(pair) for pair in self.readouts.items()],
+            "meaning": self.meaning,
+            "best": dict(self.best),
+            "remark": self.remark,
+        }
+
+
+def settings(choices: Mapping[str, Choice]) -> list[tuple[int, ...]]:
+    """Every setting as the stops of its choices; the last choice runs fastest."""
+    return list(itertools.product(*(range(len(made.values)) for made in choices.values())))
+
+
+def values(choices: Mapping[str, Choice], at: Sequence[int]) -> dict:
+    """The arguments of draw for a setting."""
+    return {name: made.values[stop] for (name, made), stop in zip(choices.items(), at, strict=True)}
+
+
+def call(choices: Mapping[str, Choice], at: Sequence[int]) -> str:
+    """The call of draw for a setting, as it is written in Python."""
+    return f"draw({', '.join(f'{name}={value!r}' for name, value in values(choices, at).items())})"
+
+
+def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> Shown:
+    """Draw the frame of one setting. Raises what draw raises, and TypeError or ValueError if it returns no frame."""
+    frame = draw(**values(choices, at))
+    if not isinstance(frame, Frame):
+        frame = Frame(frame)
+    words = ", ".join(f"{made.label} {made.said(stop)}" for made, stop in zip(choices.values(), at, strict=True))
+    finding = " ".join(frame.finding.split()) or words
+    unknown = [choice for choice in frame.best if choice not in choices]
+    if unknown:
+        raise ValueError(
+            f"best names {unknown[0]!r}, which is no choice of this widget: use one of {', '.join(choices)}"
+        )
+    best = {choice: choices[choice].stop(value) for choice, value in frame.best.items()}
+    return Shown(
+        _pieces(frame.figure, name, choices, at), finding, dict(frame.readouts), frame.meaning, best, frame.remark
+    )
+
+
+def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> tuple[str, ...]:
+    """Markup in the pieces that frames may have in common: elements of an SVG, lines of HTML."""
+    if isinstance(figure, Figure):
+        if "matplotlib.pyplot" in sys.modules:  # else a notebook shows pyplot's figures a second time
+            sys.modules["matplotlib.pyplot"].close(figure)
+        figure = figures.picture(figure)
+    if isinstance(figure, Picture):  # where a thing lies differs between frames, how it looks hardly ever: cut between
+        pieces = (
+            piece
+            for element in figure.within(name).elements
+            for piece in re.split("(?= clip-path=| style=|;stroke:)", element)
+        )
+        return figure.opening(""), *pieces, "</svg>"
+    html = figure if isinstance(figure, str) else figure._repr_html_() if hasattr(figure, "_repr_html_") else None
+    if not isinstance(html, str):
+        raise TypeError(
+            f"{call(choices, at)} must return a Frame, a matplotlib Figure or HTML, got {type(figure).__name__}"
+        )
+    return tuple(html.splitlines(keepends=True))
+
+
+def pack(frames: Sequence[Shown]) -> dict:
+    """All frames of a widget, in the order of `settings`, as JSON for its page.
+
+    table   pieces of markup, in the order of their first use
+    frames  for each: p its pieces as places in the table ("0-12 40"), f finding, v values of readouts, b best, r remark
+    Raises ValueError if the frames name their readouts differently.
+    """
+    first = frames[0]
+    for frame in frames:
+        if tuple(frame.readouts) != tuple(first.readouts):
+            one, another = (", ".join(f.readouts) or "none" for f in (first, frame))
+            raise ValueError(f"all frames must have the same readouts: one has {one}, another {another}")
+    table = {
+        piece: place for place, piece in enumerate(dict.fromkeys(piece for frame in frames for piece in frame.picture))
+    }
+    packed = [
+        {
+            "p": _runs([table[piece] for piece in frame.picture]),
+            "f": frame.finding,
+            "v": list(frame.readouts.values()),
+            "b": dict(frame.best),
+            "r": frame.remark,
+        }
+        for frame in frames
+    ]
+    packed = [{key: value for key, value in frame.items() if value} for frame in packed]
+    return {"table": list(table), "readouts": list(first.readouts), "meaning": first.meaning, "frames": packed}
+
+
+def _runs(places: list[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2 7"."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][1] + 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)

@@ -1,0 +1,172 @@
+"""A matplotlib figure as lean SVG that follows the page's colours. Start from :func:`picture`.
+
+Matplotlib's own SVG is rewritten: no style sheet, no background, text as text in the page's font, short numbers, and
+each house colour as a CSS variable with a fixed fallback, ``var(--exact, #2a7cec)``. One SVG then serves a light and a
+dark page; where no page reaches it (an <img>, a notebook) the fallbacks hold 3:1 on white and on black alike.
+
+The same figure gives the same bytes in every process: nothing here depends on time, on object ids or on hash order.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from html import escape
+from io import StringIO
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_svg import RendererSVG
+from matplotlib.figure import Figure
+
+FONT = "var(--sans, system-ui, sans-serif)"
+MONO = "var(--mono, ui-monospace, monospace)"
+# On a screen, for a unit of the SVG: words of 9 units stand at 13 pixels where no page sets a width.
+PIXELS = 13 / 9
+# The label of a figure whose words stand in narrow columns: they keep their size where a page enlarges words.
+RASTER = "raster"
+ROOT = f"font-family: {FONT}; stroke-linejoin: round"
+_INITIAL = re.compile(  # what the root or SVG itself already says
+    r"stroke-linejoin:round|stroke-linecap:butt|stroke-dashoffset:0|text-anchor:start|font-(style|variant|weight|stretch):normal"
+)
+_LONG = re.compile(r"-?\d+\.\d{5,}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """SVG without its root. box: (width, height) in units of 1/72 inch; elements: markup, in the order of painting."""
+
+    box: tuple[float, float]
+    elements: tuple[str, ...]
+
+    def within(self, name: str) -> Picture:
+        """The same picture with ids that start with name, so that several can live on one page."""
+        return replace(
+            self, elements=tuple(re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", e) for e in self.elements)
+        )
+
+    def opening(self, alt: str) -> str:
+        """The root's opening tag, with the alternative text that the picture is read out as."""
+        width, height = self.box
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="fig" role="img" aria-label="{escape(alt)}" '
+            f'viewBox="0 0 {width:g} {height:g}" width="{width * PIXELS:.0f}" style="{ROOT}">'
+        )
+
+    def svg(self, alt: str) -> str:
+        """The whole SVG."""
+        return f"{self.opening(alt)}{''.join(self.elements)}</svg>"
+
+
+def picture(figure: Figure, colours: Mapping[str, str]) -> Picture:
+    """Draw a figure. colours: "#rrggbb" -> name of a CSS variable."""
+    raw = StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}):
+        figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None})
+    return _rewrite(raw.getvalue(), figure, colours)
+
+
+def picture_of(artists: list[Artist], figure: Figure, colours: Mapping[str, str]) -> Picture:
+    """Draw only these artists of a figure of 72 dpi whose layout is settled: in milliseconds, not in tens of them."""
+    raw = StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}):
+        renderer = RendererSVG(*figure.bbox.size, raw)
+        for artist in sorted(artists, key=Artist.get_zorder):
+            artist.draw(renderer)
+        renderer.finalize()
+    return _rewrite(raw.getvalue(), figure, colours)
+
+
+def _rewrite(source: str, figure: Figure, colours: Mapping[str, str]) -> Picture:
+    width, height = figure.get_size_inches() * 72
+    root = ET.fromstring(source)
+    elements = tuple(_leaves(root, colours))
+    if figure.get_label() == RASTER:
+        elements = tuple(re.sub(r"(font-size:[\d.]+px)", r"\1!important", element) for element in elements)
+    return Picture((round(width, 1), round(height, 1)), elements)
+
+
+def _leaves(parent: ET.Element, colours: Mapping[str, str]):
+    """What is painted, flat and in order; groups that say nothing are opened, definitions lose their style sheet."""
+    for element in parent:
+        tag = _local(element.tag)
+        if tag == "g" and not set(element.keys()) - {"id"}:
+            yield from _leaves(element, colours)
+        elif tag in ("defs", "g", "path", "use", "text", "image"):
+            text = _write(element, colours, defined=tag == "defs")
+            if text:
+                yield text
+
+
+def _write(element: ET.Element, colours: Mapping[str, str], defined: bool) -> str:
+    """One element and what it holds; "" if nothing of it would show."""
+    tag = _local(element.tag)
+    if tag in ("style", "metadata"):
+        return ""
+    attributes = {_local(name): value for name, value in element.items()}
+    style = _style(attributes.pop("style", ""), colours)
+    if style == "fill:none" and not defined:
+        return ""
+    if not defined and tag != "clipPath":
+        attributes.pop("id", None)
+    if style:
+        attributes["style"] = style
+    inside = escape((element.text or "").strip()) + "".join(_write(child, colours, defined) for child in element)
+    if tag in ("defs", "g") and not inside:
+        return ""
+    values = {name: _value(name, value) for name, value in attributes.items()}
+    said = "".join(f' {name}="{escape(value)}"' for name, value in values.items() if value)
+    return f"<{tag}{said}>{inside}</{tag}>" if inside else f"<{tag}{said}/>"
+
+
+def _value(name: str, value: str) -> str:
+    if name == "d":
+        return _path(value)
+    if name in ("x", "y", "width", "height") and re.fullmatch(r"-?[\d.]+", value):
+        return _short(value)
+    if name == "transform":  # text that is not turned is written as turned by nothing
+        return "" if re.match(r"rotate\(-?0 ", value) else _LONG.sub(lambda m: f"{float(m[0]):.4f}", value)
+    return value
+
+
+def _style(style: str, colours: Mapping[str, str]) -> str:
+    said = (re.sub(r"\s*:\s*", ":", part.strip()) for part in style.split(";"))
+    style = ";".join(filter(None, (_font(part) for part in said if not _INITIAL.fullmatch(part))))
+    style = _LONG.sub(lambda m: f"{float(m[0]):.4f}", style)
+    for colour, variable in colours.items():
+        style = style.replace(colour, f"var({variable},{colour})")
+    return style
+
+
+def _font(part: str) -> str:
+    """A font by size alone: its family is the page's, upright or monospaced."""
+    if not part.startswith("font"):
+        return part
+    size = re.search(r"[\d.]+px", part)
+    said = [f"font-size:{size[0]}"] if size else []
+    return ";".join(said + [f"font-family:{MONO}"] * ("Mono" in part))
+
+
+def _path(d: str) -> str:
+    """Path data with one decimal, H and V for level and upright lines, and no letter said twice."""
+    said, last, x, y = [], "", None, None
+    for letter, numbers in re.findall(r"([MLCQz])([^MLCQz]*)", d):
+        points = [_short(n) for n in numbers.split()]
+        level, upright = letter == "L" and points[1] == y, letter == "L" and points[0] == x
+        command, said_points = ("H", points[:1]) if level else ("V", points[1:]) if upright else (letter, points)
+        text = " ".join(said_points)
+        said.append(f" {text}" if command == last and command != "M" else command + text)
+        x, y = points[-2:] if points else (x, y)
+        last = command
+    return "".join(said).replace(" -", "-")
+
+
+def _short(number: str) -> str:
+    text = f"{float(number):.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
