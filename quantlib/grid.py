@@ -23,11 +23,12 @@ from quantlib.rounding import (
     round_to_codes,
     row_chunks,
     scale_and_zero_point,
+    squared_error,
     take_rows,
     working_dtype,
 )
 
-CLIP_RATIOS = tuple(0.97**k for k in range(128))  # 1, 0.97, … 0.021: a grid may end 48 times before the largest weight
+CLIP_RATIOS = tuple(0.94**k for k in range(64))  # 1, 0.94, … 0.020: steps of 6 %, the error is flat near its minimum
 
 
 @dataclass(frozen=True)
@@ -271,22 +272,13 @@ def mse_clip(w: Tensor, grid: Grid, *, scale_dtype: torch.dtype = torch.float16)
     of_tensor = torch.zeros(len(ratios), dtype=torch.float64, device=w.device)
     for rows in row_chunks(w):
         ends = take_rows(low, rows), take_rows(high, rows)
-        errors = [_squared_error(w[rows], *ends, ratio, grid, scale_dtype) for ratio in ratios]
-        errors = torch.stack(errors)  # [ratios, rows, groups]
+        grids = (scale_and_zero_point(*(end * ratio for end in ends), grid, scale_dtype) for ratio in ratios)
+        errors = torch.stack([squared_error(w[rows], *ended, grid) for ended in grids])  # [ratios, rows, groups]
         if grid.group_size == "tensor":
-            of_tensor += errors.sum((1, 2))
+            of_tensor += errors.sum((1, 2), dtype=torch.float64)
         else:
             clip[rows] = ratios[errors.argmin(0)]
     return ratios[of_tensor.argmin()].reshape(1, 1) if grid.group_size == "tensor" else clip
-
-
-def _squared_error(w: Tensor, low: Tensor, high: Tensor, ratio: Tensor, grid: Grid, scale_dtype: torch.dtype) -> Tensor:
-    """The summed squared error of each group of w [rows, in] when its grid ends at ratio: float64 [rows, groups]."""
-    scale, zero_point = scale_and_zero_point(low * ratio, high * ratio, grid, scale_dtype)
-    codes = round_to_codes(w, scale, zero_point, grid, out=torch.empty(w.shape, dtype=torch.int8, device=w.device))
-    q = QuantizedTensor(codes, scale, zero_point, None, grid)
-    error = q.dequantize(working_dtype(w.dtype)).sub_(w)  # [rows, in]
-    return error.unflatten(1, (scale.shape[1], -1)).square_().sum(-1, dtype=torch.float64)  # [rows, groups]
 
 
 def _check_weight(w: Tensor) -> None:

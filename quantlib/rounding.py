@@ -76,6 +76,19 @@ def round_to_codes(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Gr
     return out.copy_(x.clamp_(grid.qmin, grid.qmax).flatten(1))
 
 
+def squared_error(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
+    """The summed squared error of each group of w [rows, in] on a grid, [rows, groups]; no codes are kept."""
+    work = working_dtype(w.dtype)
+    x, step = w.to(work).unflatten(1, (scale.shape[1], -1)), scale.to(work).unsqueeze(-1)  # [rows, groups, in/groups]
+    codes = (x / step).round_()
+    if zero_point is None:
+        codes.clamp_(grid.qmin, grid.qmax)
+    else:
+        zero = zero_point.to(work).unsqueeze(-1)
+        codes.add_(zero).clamp_(grid.qmin, grid.qmax).sub_(zero)
+    return codes.mul_(step).sub_(x).square_().sum(-1)  # [rows, groups]
+
+
 def row_chunks(w: Tensor) -> Iterator[slice]:
     """Slices of rows of w [out, in], each small enough to be worked on in cache, at least one row each."""
     elements = CACHED_ELEMENTS if w.device.type == "cpu" else DEVICE_ELEMENTS
