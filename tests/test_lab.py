@@ -1,0 +1,139 @@
+"""JupyterLab as `make lab` starts it: a page opens as a notebook, runs, and saving it leaves it as it was."""
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from book_tools import CHROMIUM, NO_CHROMIUM, chromium
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
+from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+
+ROOT = Path(__file__).parent.parent
+LESSONS = ROOT / "lessons"
+KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+
+PAGE = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3 (ipykernel)
+  language: python
+  name: python3
+---
+
+# Page
+
+:::{note}
+The step is $\\Delta = 2$.
+:::
+
+```{code-cell} ipython3
+:tags: [a-tag]
+
+import quantlib
+print("six times seven is", 6 * 7)
+```
+"""
+
+
+def test_this_environment_opens_md_as_notebooks():
+    installed = Path(sys.prefix) / "share/jupyter/lab/settings/overrides.d/quantization-lessons.json"
+    assert installed.read_text(encoding="utf-8") == (ROOT / ".jupyter/quantization-lessons.json").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_jupyterlab_finds_none_of_its_extensions_incompatible():
+    done = subprocess.run(
+        [sys.executable, "-m", "jupyter", "labextension", "list"], capture_output=True, text=True, check=True
+    )
+    said = done.stdout + done.stderr
+    assert "jupyterlab-jupytext" in said and "jupyterlab-myst" in said
+    assert "not compatible" not in said
+
+
+@pytest.mark.parametrize("page", sorted(LESSONS.glob("*.md")), ids=lambda page: page.name)
+def test_running_and_saving_a_page_leaves_it_as_it_was(page, tmp_path):
+    shutil.copy(LESSONS / "jupytext.toml", tmp_path)
+    shutil.copy(page, tmp_path)
+    contents = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(tmp_path))
+    model = contents.get(page.name, type="notebook")
+    model["content"]["metadata"].update(kernelspec=KERNEL, language_info={"name": "python"}, widgets={"state": {}})
+    for cell in model["content"]["cells"]:  # what JupyterLab leaves in a cell that ran
+        if cell["cell_type"] == "code":
+            cell["metadata"] |= {"execution": {"iopub.status.busy": "now"}, "trusted": True, "scrolled": True}
+            cell["execution_count"] = 1
+    contents.save(model, page.name)
+    before, after = (p.read_text(encoding="utf-8").splitlines() for p in (page, tmp_path / page.name))
+    changes = "\n".join(difflib.unified_diff(before, after, "in git", "saved", lineterm="", n=1))
+    assert not changes, f"write the page as JupyterLab saves it, or readers who run it change it\n{changes}"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab that shows a folder with two pages, with settings and home of its own."""
+    lessons = tmp_path / "lessons"
+    lessons.mkdir()
+    shutil.copy(LESSONS / "jupytext.toml", lessons)
+    for name in ("index.md", "01-page.md"):
+        (lessons / name).write_text(PAGE, encoding="utf-8")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    command += [f"--ServerApp.root_dir={tmp_path}", f"--LabApp.workspaces_dir={tmp_path}/workspaces"]
+    command += ["--LabApp.default_url=/lab/tree/lessons/index.md"]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        home = os.environ | {"HOME": str(tmp_path / "home")}
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=home)
+    try:
+        for _ in range(240):
+            found = re.search(r"http://127\.0\.0\.1:\d+/\S+token=\w+", log.read_text())
+            if found:
+                break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.25)
+        assert found, f"JupyterLab printed no address in a minute:\n{log.read_text()}"
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)
+def test_a_page_opens_as_a_notebook_and_runs_in_a_real_browser(lab, tmp_path):
+    from playwright.sync_api import expect
+
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        requested = []
+        page.on("request", lambda request: requested.append(request.url))
+
+        page.goto(lab)  # opens index.md
+        expect(page.locator(".jp-NotebookPanel")).to_have_count(1)
+        page.locator(".jp-DirListing-item", has_text="01-page.md").dblclick()
+        expect(page.locator(".jp-NotebookPanel")).to_have_count(2)
+        notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        expect(notebook.locator(".jp-CodeCell")).to_have_count(1)
+        expect(notebook.locator("aside", has_text="The step is")).to_have_count(1)  # MyST, not plain Markdown
+        expect(notebook.locator("aside math")).to_have_count(1)
+        notebook.locator(".jp-MarkdownCell").click()  # the menus act on the notebook that has the focus
+        expect(page.locator("#jp-bottom-panel")).to_contain_text("Python 3 (ipykernel) | Idle")
+
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+        page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").click()
+        expect(notebook.locator(".jp-OutputArea-output")).to_contain_text("six times seven is 42")
+        page.keyboard.press("Control+s")
+        expect(page.locator("#jp-main-dock-panel .lm-TabBar-tab", has_text="01-page.md")).not_to_have_class(
+            re.compile("jp-mod-dirty")
+        )
+    assert all(address.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) for address in requested)
+    assert (tmp_path / "lessons/01-page.md").read_text(encoding="utf-8") == PAGE
