@@ -52,7 +52,7 @@ endef
 DOWNLOAD_other = echo "Download: about 0.5 GB; on disk 2 GB."
 
 # Not ready until everything is installed: an interrupted installation goes on at the next call.
-$(READY): requirements.txt constraints.txt pyproject.toml .jupyter/quantization-lessons.json
+$(READY): requirements.txt constraints.txt pyproject.toml $(wildcard .jupyter/*.json)
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "Python 3.11 or newer is needed and '$(PYTHON)' was not found: install it, or name yours with PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; \

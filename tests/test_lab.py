@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from book_tools import CHROMIUM, NO_CHROMIUM, chromium
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+
+from quantlib.lab import _load_jupyter_server_extension
 
 ROOT = Path(__file__).parent.parent
 LESSONS = ROOT / "lessons"
@@ -36,7 +39,7 @@ The step is $\\Delta = 2$.
 :::
 
 ```{code-cell} ipython3
-:tags: [a-tag]
+:tags: [hide-input]
 
 import quantlib
 print("six times seven is", 6 * 7)
@@ -44,11 +47,42 @@ print("six times seven is", 6 * 7)
 """
 
 
-def test_this_environment_opens_md_as_notebooks():
-    installed = Path(sys.prefix) / "share/jupyter/lab/settings/overrides.d/quantization-lessons.json"
-    assert installed.read_text(encoding="utf-8") == (ROOT / ".jupyter/quantization-lessons.json").read_text(
-        encoding="utf-8"
-    )
+@pytest.mark.parametrize(
+    "source, installed",
+    [
+        ("settings.json", "share/jupyter/lab/settings/overrides.d/quantization-lessons.json"),
+        ("server.json", "etc/jupyter/jupyter_server_config.d/quantization-lessons.json"),
+    ],
+)
+def test_jupyter_is_set_up_in_this_environment(source, installed):
+    there = Path(sys.prefix) / installed
+    assert there.read_text(encoding="utf-8") == (ROOT / ".jupyter" / source).read_text(encoding="utf-8")
+
+
+def contents_of(folder: Path):
+    """Jupyter's contents service for a folder, as the server sets it up: jupytext's, then ours."""
+    manager = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(folder))
+    _load_jupyter_server_extension(SimpleNamespace(contents_manager=manager))
+    return manager
+
+
+@pytest.mark.parametrize(
+    "tags, folded",
+    [([], False), (["a-tag"], False), (["hide-input"], True), (["hide-cell", "a-tag"], True), (["remove-cell"], True)],
+)
+def test_code_that_the_book_folds_is_folded(tags, folded, tmp_path):
+    (tmp_path / "page.md").write_text(PAGE.replace("hide-input", ", ".join(tags)), encoding="utf-8")
+    text, code = contents_of(tmp_path).get("page.md", type="notebook")["content"]["cells"]
+    assert code["metadata"].get("jupyter", {}).get("source_hidden", False) == folded
+    assert "jupyter" not in text["metadata"]
+
+
+def test_what_is_no_page_is_read_as_ever(tmp_path):
+    (tmp_path / "data.txt").write_text("text")
+    contents = contents_of(tmp_path)
+    assert contents.get("data.txt")["content"] == "text"
+    assert [entry["name"] for entry in contents.get("")["content"]] == ["data.txt"]
+    assert contents.get("data.txt", content=False)["content"] is None
 
 
 def test_jupyterlab_finds_none_of_its_extensions_incompatible():
@@ -64,9 +98,12 @@ def test_jupyterlab_finds_none_of_its_extensions_incompatible():
 def test_running_and_saving_a_page_leaves_it_as_it_was(page, tmp_path):
     shutil.copy(LESSONS / "jupytext.toml", tmp_path)
     shutil.copy(page, tmp_path)
-    contents = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(tmp_path))
+    contents = contents_of(tmp_path)
     model = contents.get(page.name, type="notebook")
-    model["content"]["metadata"].update(kernelspec=KERNEL, language_info={"name": "python"}, widgets={"state": {}})
+    metadata = model["content"]["metadata"]
+    if metadata["kernelspec"] != KERNEL:
+        metadata["kernelspec"] = KERNEL
+    metadata.update(language_info={"name": "python"}, widgets={"state": {}})
     for cell in model["content"]["cells"]:  # what JupyterLab leaves in a cell that ran
         if cell["cell_type"] == "code":
             cell["metadata"] |= {"execution": {"iopub.status.busy": "now"}, "trusted": True, "scrolled": True}
@@ -125,6 +162,7 @@ def test_a_page_opens_as_a_notebook_and_runs_in_a_real_browser(lab, tmp_path):
         expect(notebook.locator(".jp-CodeCell")).to_have_count(1)
         expect(notebook.locator("aside", has_text="The step is")).to_have_count(1)  # MyST, not plain Markdown
         expect(notebook.locator("aside math")).to_have_count(1)
+        expect(notebook.locator(".jp-CodeCell .jp-Cell-inputWrapper .jp-Placeholder")).to_have_count(1)  # folded
         notebook.locator(".jp-MarkdownCell").click()  # the menus act on the notebook that has the focus
         expect(page.locator("#jp-bottom-panel")).to_contain_text("Python 3 (ipykernel) | Idle")
 

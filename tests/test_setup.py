@@ -169,7 +169,7 @@ def checkout(tmp_path):
         "requirements.txt",
         "constraints.txt",
         "pyproject.toml",
-        ".jupyter/quantization-lessons.json",
+        ".jupyter/settings.json",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
