@@ -17,7 +17,6 @@ from pathlib import Path
 import jupytext
 import nbformat
 import yaml
-
 from execute import executed
 from problems import BuildFailed, Problem, report
 from tools import SITE, environment, install_template, myst_problems, program

@@ -20,7 +20,6 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-
 from problems import BuildFailed, Problem
 
 SOURCES = ("quantlib", "lessons/recorded", "lessons/experiments", "requirements.txt")

@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 from queue import Empty
 from time import monotonic
+from unittest.mock import patch
 
 import pytest
 from nbval.kernel import RunningKernel

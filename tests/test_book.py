@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-
 from book_tools import ROOT, SITE, open_everything
 from tools import install_template
 

@@ -6,7 +6,6 @@ import json
 from urllib.parse import urlsplit
 
 import pytest
-
 from book_tools import LESSON
 
 # contents, search, theme ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import execute
 import pytest
-
 from book_tools import SITE, build
 from execute import code_lines, key
 from problems import BuildFailed

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import traitlets
+import widget_example
 from matplotlib.figure import Figure
 
-import widget_example
 from quantlib import frames, widgets
 from quantlib.choices import choice, steps
 from quantlib.widgets import Frame, explore

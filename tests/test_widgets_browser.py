@@ -4,7 +4,6 @@ import re
 from html import escape
 
 import pytest
-
 import widget_example
 from book_tools import chromium
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
 import widget_example
 from book_tools import CHROMIUM, chromium
 
