@@ -32,6 +32,7 @@ def figure(told: str = "", label: str = "") -> str:
 
 PAGES = {
     "raises": "```{code-cell} ipython3\nx = 1\n```\n\n```{code-cell} ipython3\n:tags: [hide-input]\n\ny = 2\nx / 0\n```\n",
+    "frames": "```{code-cell} ipython3\nimport os\nassert os.environ.get('QUANTLIB_STATIC') != '1', 'widgets draw every frame'\n```\n",
     "reference": "A line.\n\nSee [Figure 1](#fig-nowhere).\n",
     "file": "See [there](./no-such-page.md).\n",
     "alt": figure(),
@@ -46,6 +47,7 @@ PAGES = {
 
 FAULTS = {
     "raises": (16, "the cell raised ZeroDivisionError: division by zero", "mend it"),
+    "frames": (10, "the cell raised AssertionError: widgets draw every frame", "mend it"),
     "reference": (10, 'No target for internal reference "#fig-nowhere"', "correct the label"),
     "file": (8, 'the link to "./no-such-page.md" leads nowhere', "in the contents of myst.yml"),
     "alt": (9, "a picture (image/svg+xml) without alternative text", "alt="),
