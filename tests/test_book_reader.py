@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from urllib.parse import urlsplit
 
 import pytest
@@ -218,6 +219,29 @@ def test_before_and_after(visit):
     assert (
         page.locator(".prev-next .planned").count() == 0 or "not yet written" in page.locator(".prev-next .planned").text_content()
     )
+
+
+@pytest.mark.parametrize("name", ["index.html", LESSON])
+def test_widgets_hold_every_frame_and_reach_both_ends_by_key_and_by_pointer(visit, name):
+    page = visit(name)
+    widgets = page.locator(".explore").all()
+    assert widgets
+    for widget in widgets:
+        data = json.loads(widget.locator("script[type='application/json']").text_content())
+        assert len(data["frames"]) == math.prod(len(choice["keys"]) for choice in data["choices"])
+        stage = widget.locator(".stage")
+        for slider in widget.locator("input[type=range]").all():
+            frames = {}
+            for key, end in (("Home", "min"), ("End", "max")):
+                slider.press(key)
+                assert slider.input_value() == slider.get_attribute(end)
+                frames[end] = stage.inner_html()
+            assert frames["min"] != frames["max"]
+            box = slider.bounding_box()
+            assert box["height"] >= 44
+            for end, x in (("min", 6), ("max", box["width"] - 6)):
+                slider.click(position={"x": x, "y": box["height"] / 2})
+                assert slider.input_value() == slider.get_attribute(end) and stage.inner_html() == frames[end]
 
 
 def test_skip_link_and_focus_are_visible(visit):
