@@ -103,6 +103,8 @@ function rich(output: Output, context: OutputContext, fail: (what: string, remed
     return undefined;
   }
   if ((output.metadata?.['text/markdown'] as { role?: string } | undefined)?.role === 'caption') return undefined;
+  const shownCode = /^````(\w+)\n([\s\S]*)\n````\s*$/.exec(joined(data['text/markdown']));
+  if (shownCode) return { kind: 'block', html: `<div class="cell">${panel(highlight(shownCode[2]!, shownCode[1], context.meaning), 'Source')}</div>` };
   const words = joined(data['text/plain'] ?? data['text/markdown']);
   return words ? { kind: 'text', html: plain(words) } : undefined;
 }

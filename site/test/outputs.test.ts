@@ -135,3 +135,12 @@ test('a label on a cell that draws nothing is a problem', () => {
 test('seconds are short', () => {
   assert.deepEqual([undefined, 0.001, 0.04, 2.62, 31.4].map(seconds), ['', '', '0.04\u2009s', '2.6\u2009s', '31\u2009s']);
 });
+
+test('source that a cell shows stands on a panel, highlighted', () => {
+  const markdown = '````python\ndef f(x):\n    return x\n````';
+  const { html } = render([
+    { output_type: 'display_data', data: { 'text/plain': 'def f(x): …', 'text/markdown': markdown }, metadata: {} },
+  ]);
+  assert.match(html, /aria-label="Source"><code><span class="hljs-keyword">def<\/span> f\(x\):\n {4}<span/);
+  assert.doesNotMatch(html, /````|…/);
+});
