@@ -14,46 +14,26 @@ from torch import nn
 
 from quantlib.grid import Grid, quantize
 
-_LLAMA_2 = dict(model_type="llama", vocab_size=32000, tie_word_embeddings=False)
+
+def _config(kind: str, words: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, *, tied: bool) -> dict:
+    return {
+        "model_type": kind,
+        "vocab_size": words,
+        "tie_word_embeddings": tied,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
 REAL_MODELS = {  # the shapes in the models' own config.json
-    "Llama-2-7B": _LLAMA_2
-    | dict(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32
-    ),
-    "Llama-2-70B": _LLAMA_2
-    | dict(
-        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
-    ),
-    "Llama-3.1-8B": dict(
-        model_type="llama",
-        vocab_size=128256,
-        tie_word_embeddings=False,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    ),
-    "Qwen2.5-0.5B": dict(
-        model_type="qwen2",
-        vocab_size=151936,
-        tie_word_embeddings=True,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-    ),
-    "SmolLM2-135M": dict(
-        model_type="llama",
-        vocab_size=49152,
-        tie_word_embeddings=True,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-    ),
+    "Llama-2-7B": _config("llama", 32000, 4096, 11008, 32, 32, 32, tied=False),
+    "Llama-2-70B": _config("llama", 32000, 8192, 28672, 80, 64, 8, tied=False),
+    "Llama-3.1-8B": _config("llama", 128256, 4096, 14336, 32, 32, 8, tied=False),
+    "Qwen2.5-0.5B": _config("qwen2", 151936, 896, 4864, 24, 14, 2, tied=True),
+    "SmolLM2-135M": _config("llama", 49152, 576, 1536, 30, 9, 3, tied=True),
 }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import ThreadingHTTPServer
@@ -57,6 +59,28 @@ def serving(folder: Path) -> Iterator[str]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+@contextmanager
+def jupyterlab(folder: Path, *options: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """The address, with its token, that a JupyterLab over a folder prints; it is stopped whatever happens."""
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    command += [f"--ServerApp.root_dir={folder}", *options]
+    log = folder / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+    try:
+        for _ in range(240):
+            found = re.search(r"http://127\.0\.0\.1:\d+/\S+token=\w+", log.read_text())
+            if found:
+                break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.25)
+        assert found, f"JupyterLab printed no address in a minute:\n{log.read_text()}"
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
 
 
 @contextmanager

@@ -6,12 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from book_tools import CHROMIUM, NO_CHROMIUM, chromium
+from book_tools import CHROMIUM, NO_CHROMIUM, chromium, jupyterlab
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
@@ -122,25 +121,10 @@ def lab(tmp_path):
     shutil.copy(LESSONS / "jupytext.toml", lessons)
     for name in ("index.md", "01-page.md"):
         (lessons / name).write_text(PAGE, encoding="utf-8")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
-    command += [f"--ServerApp.root_dir={tmp_path}", f"--LabApp.workspaces_dir={tmp_path}/workspaces"]
-    command += ["--LabApp.default_url=/lab/tree/lessons/index.md"]
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        home = os.environ | {"HOME": str(tmp_path / "home")}
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=home)
-    try:
-        for _ in range(240):
-            found = re.search(r"http://127\.0\.0\.1:\d+/\S+token=\w+", log.read_text())
-            if found:
-                break
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.25)
-        assert found, f"JupyterLab printed no address in a minute:\n{log.read_text()}"
-        yield found[0]
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    options = f"--LabApp.workspaces_dir={tmp_path}/workspaces", "--LabApp.default_url=/lab/tree/lessons/index.md"
+    home = os.environ | {"HOME": str(tmp_path / "home")}
+    with jupyterlab(tmp_path, *options, environment=home) as address:
+        yield address
 
 
 @pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)

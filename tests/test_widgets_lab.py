@@ -2,15 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
 import widget_example
-from book_tools import CHROMIUM, chromium
+from book_tools import CHROMIUM, chromium, jupyterlab
 
 CELLS = (
     "import sys; sys.path.insert(0, {tests!r})\nimport widget_example\nwidget = widget_example.rounding(fails_at=3)\nwidget",
@@ -20,10 +17,7 @@ CELLS = (
     "print('kernel has', widget.setting)",
 )
 SERVER = (
-    "--no-browser",
-    "--allow-root",
     "--ServerApp.ip=127.0.0.1",
-    "--port=0",
     "--LabApp.news_url=",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
 )
@@ -46,22 +40,9 @@ def lab(tmp_path_factory):
         for name in ("LAB_SETTINGS", "LAB_WORKSPACES", "_CONFIG", "_RUNTIME")
     }
     environment = {name: value for name, value in os.environ.items() if name != "QUANTLIB_STATIC"} | settings
-    log = folder / "log"
-    with log.open("w") as stream:
-        command = [sys.executable, "-m", "jupyterlab", *SERVER, f"--ServerApp.root_dir={folder}"]
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
-    try:
-        for _ in range(240):
-            found = re.search(r"(http://127\.0\.0\.1:\d+)/\S+(token=\w+)", log.read_text())
-            if found:
-                break
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.25)
-        assert found, f"JupyterLab printed no address in a minute:\n{log.read_text()}"
+    with jupyterlab(folder, *SERVER, environment=environment) as address:
+        found = re.fullmatch(r"(http://[^/]+)/\S+(token=\w+)", address)
         yield f"{found[1]}/lab/tree/page.ipynb?{found[2]}"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
