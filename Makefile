@@ -45,7 +45,7 @@ AS_ROOT = $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
 
 # CUDA comes with torch on Linux only. The sizes were read off pip's log for Python 3.12 on x86-64.
 define DOWNLOAD_Linux
-echo "Download: 3 GB, or 0.5 GB where pip finds a torch without CUDA; on disk 6 GB, or 2 GB."
+echo "Download: 3 GB, or 0.7 GB where pip finds a torch without CUDA; on disk 6 GB, or 3 GB."
 echo "To ask for the small one, stop here (Ctrl-C) and run"
 echo "    make $(or $(firstword $(MAKECMDGOALS)),lab) PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
 endef

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 OLDEST_PYTHON = (3, 11)
 MEMORY_NEEDED = 4 * 2**30  # bytes: the tests' peak
 BF16_FLAGS = {"avx512_bf16", "amx_tile", "bf16"}  # x86, x86, Arm
+EXTRAS = ("", "lessons", "test", "book")  # of pyproject.toml
 INSTALL = "run `make check-env` from the repository, which installs requirements.txt"
 
 
@@ -76,7 +79,8 @@ def packages() -> Iterator[Check]:
     """torch, and what else the course is installed with; other versions than the tested ones are named."""
     yield _torch()
     try:
-        names = [re.match(r"[\w.-]+", line)[0] for line in requires("quantization-lessons") or []]
+        wanted = [Requirement(line) for line in requires("quantization-lessons") or []]
+        names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
     except PackageNotFoundError:
         yield Check("packages", False, "quantization-lessons itself is not installed", INSTALL)
         return
