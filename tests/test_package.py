@@ -35,8 +35,8 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 FLOORS = [
-    {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers"}, {"kernels", "layers"},
-    {"calibration", "convert", "checkpoint", "zoo", "hub", "readers", "gguf_file", "fetch", "transports", "progress", "evaluate", "sizes", "benchmark"},
+    {"fetch", "transports", "progress"}, {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers", "smooth"}, {"kernels", "layers"},
+    {"calibration", "convert", "report", "checkpoint", "zoo", "hub", "readers", "gguf_file", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
 ]  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""What a kernel is, and the one that can multiply anything. Start from :class:`Kernel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantlib.grid import Grid
+from quantlib.kernels.packed import PackedWeight, unpack_weight
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to multiply by a packed weight.
+
+    name     as QUANTLIB_KERNEL and explain() call it
+    refuses  (packed, dtype of x, rows of x) -> why it cannot take them, as a clause; None if it can
+    run      (x [rows, in], packed) -> [rows, out] in the dtype of x; rows ≥ 1, x contiguous, columns in packed's order
+    """
+
+    name: str
+    refuses: Callable[[PackedWeight, torch.dtype, int], str | None]
+    run: Callable[[Tensor, PackedWeight], Tensor]
+
+
+def run_naive(x: Tensor, p: PackedWeight) -> Tensor:
+    """The whole matrix back to floats, then an ordinary product: what most texts call INT8 inference."""
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    w = unpack_weight(_unordered(p)).dequantize(work)  # [out, in]
+    return F.linear(x.to(work), w).to(x.dtype)
+
+
+def _unordered(p: PackedWeight) -> PackedWeight:
+    """p without its column order, which x already has."""
+    if p.order is None:
+        return p
+    return PackedWeight(p.data, p.scale, p.zero_point, None, p.grid, p.out_features, p.in_features, p.layout)
+
+
+NAIVE = Kernel("naive", lambda p, dtype, rows: None, run_naive)
+
+
+def only_rows_of_scales(grid: Grid, groups: int) -> str | None:
+    """The refusal of kernels that multiply by the scale after the sum."""
+    if groups != 1:
+        return "it multiplies by one scale a row, and there are groups"
+    return None if grid.symmetric else "it knows no zero points"

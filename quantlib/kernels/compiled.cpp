@@ -1,0 +1,305 @@
+// y = x · Ŵᵀ where ŵ = (code − zero) · scale: 4-bit codes, a scale and a zero for each row and group of columns.
+// Start from `int4_matmul` near the end; quantlib/kernels/compiled.py builds this file and calls it.
+//
+// The codes come in the order of PyTorch's CPU kernels. A block is B rows of the matrix (64 or 32), column after
+// column, B/2 bytes for each: byte r holds row r in its low nibble and row r + B/2 in its high one, as code + 8.
+// So a vector of neighbouring bytes is one column of many rows: every lane of an accumulator is one output, x[k] is
+// broadcast, and nothing is summed across lanes.
+//
+// With one row of x the time is that of reading codes from memory; with many rows it is that of the multiplications.
+// Codes are unpacked into registers and serve as many rows as there are accumulators. With AVX-512 that is all: looking
+// codes up in a table costs so little that doing it again for the next rows hardly shows beside their multiplications.
+// Elsewhere a panel of columns is unpacked once into the first-level cache for all rows.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__) && !defined(QUANTLIB_PORTABLE)
+#define TABLES
+#include <immintrin.h>
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+#define BFLOAT16_DOT_PRODUCTS
+#endif
+#endif
+
+namespace {
+
+#if defined(TABLES)
+constexpr int LANES = 16, ACCUMULATORS = 24;  // of 32 registers; the others hold weights and x
+constexpr bool UNPACKING_IS_CHEAP = true;
+#else
+constexpr int LANES = 8, ACCUMULATORS = 12;  // of 16, with AVX2
+constexpr bool UNPACKING_IS_CHEAP = false;
+#endif
+constexpr int PANEL_BYTES = 16 * 1024;  // half of a first-level cache
+constexpr int TILE_ROWS = 128;          // rows of x that one thread takes at a time
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int Integers __attribute__((vector_size(4 * LANES)));
+
+Floats load(const float* from) {
+    Floats vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+void store(float* to, Floats vector) { std::memcpy(to, &vector, sizeof vector); }
+
+// --- two ways to multiply: float32, on any CPU, and pairs of bfloat16, where the CPU sums their products in float32
+
+#ifdef TABLES
+struct Tables {  // nibble -> its code
+    alignas(64) float float32[16] = {};
+    alignas(64) uint16_t bfloat16[32] = {};  // twice, because a look-up reads the lowest five bits of its index
+    constexpr Tables() {
+        for (int n = 0; n < 16; n++) float32[n] = n - 8;
+        for (int n = 0; n < 32; n++) bfloat16[n] = __builtin_bit_cast(uint32_t, float32[n % 16]) >> 16;
+    }
+};
+constexpr Tables CODES;
+#endif
+
+struct Float32 {
+    using Number = float;
+    using Weights = Floats;  // codes of one column, a lane for each row
+    static constexpr int COLUMNS = 1;
+
+    template <int B>
+    static void unpack(const uint8_t* bytes, Weights* w) {
+        constexpr int HALF = B / 2 / LANES;
+        for (int v = 0; v < HALF; v++, bytes += LANES) {
+#ifdef TABLES
+            __m512 codes = _mm512_load_ps(CODES.float32);  // a look-up reads the lowest four bits of its index
+            __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+            w[v] = _mm512_permutexvar_ps(index, codes);
+            w[v + HALF] = _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), codes);
+#else
+            Integers nibbles;
+            for (int lane = 0; lane < LANES; lane++) nibbles[lane] = bytes[lane];  // one instruction, once compiled
+            w[v] = __builtin_convertvector((nibbles & 15) - 8, Floats);
+            w[v + HALF] = __builtin_convertvector((nibbles >> 4) - 8, Floats);
+#endif
+        }
+    }
+
+    static Floats multiply_add(Floats sum, Weights w, const Number* x) { return sum + w * *x; }
+    static float widen(Number x) { return x; }
+    static void round(Floats y, Number* to) { store(to, y); }
+};
+
+#ifdef BFLOAT16_DOT_PRODUCTS
+struct BFloat16 {
+    using Number = uint16_t;
+    using Weights = __m512i;  // codes of two neighbouring columns, side by side in the 32 bits of a row
+    static constexpr int COLUMNS = 2;
+
+    template <int B>
+    static void unpack(const uint8_t* bytes, Weights* w) {
+        const __m512i codes = _mm512_load_si512(CODES.bfloat16);
+        const __m512i row = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        __m512i both = B == 64 ? _mm512_loadu_si512(bytes)
+                               : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+        for (int v = 0; v < B / 32; v++) {
+            // the byte of the first column to bits 0–7 of each row's lane, that of the second to bits 16–23
+            __m512i first = _mm512_add_epi32(row, _mm512_set1_epi32(16 * v));
+            __m512i second = _mm512_slli_epi32(_mm512_add_epi32(first, _mm512_set1_epi32(B / 2)), 16);
+            __m512i pairs = _mm512_permutexvar_epi8(_mm512_or_si512(first, second), both);
+            w[v] = _mm512_permutexvar_epi16(pairs, codes);
+            w[v + B / 32] = _mm512_permutexvar_epi16(_mm512_srli_epi16(pairs, 4), codes);
+        }
+    }
+
+    static Floats multiply_add(Floats sum, Weights w, const Number* x) {
+        int pair;
+        std::memcpy(&pair, x, sizeof pair);
+        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+    }
+    static float widen(Number x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
+    static void round(Floats y, Number* to) {
+        __m256bh rounded = _mm512_cvtneps_pbh(y);
+        std::memcpy(to, &rounded, sizeof rounded);
+    }
+};
+#endif
+
+// --- the product of R rows of x with some columns of a block
+
+template <class Path, int B>
+struct Packed {  // weights that are unpacked when they are read
+    const uint8_t* bytes;
+    void read(int column, typename Path::Weights* w) const {
+        const uint8_t* at = bytes + column * (B / 2);
+        __builtin_prefetch(at + 2048);
+        Path::template unpack<B>(at, w);
+    }
+};
+
+template <class Path, int B>
+struct Panel {  // weights that were unpacked before
+    const typename Path::Weights* weights;
+    const uint8_t* next;  // the bytes of the panel after this one: they travel while this one is multiplied
+    void read(int column, typename Path::Weights* w) const {
+        __builtin_prefetch(next + column * (B / 2));
+        for (int v = 0; v < B / LANES; v++) w[v] = weights[column / Path::COLUMNS * (B / LANES) + v];
+    }
+};
+
+template <class Path>
+struct Piece {  // some rows of x, some columns of one group, a block's rows of the matrix
+    const typename Path::Number* x;  // [rows, columns], rows x_stride apart
+    int64_t x_stride;
+    int columns;
+    const float *scale, *zero;  // [B]
+    const float* x_sum;         // Σ x over the group, rows x_sum_stride apart; null where no zero is to be subtracted
+    int64_t x_sum_stride;
+    float* sums;  // [rows, B]
+};
+
+// sums += scale · (Σ x·code − zero · Σ x), for R rows
+template <class Path, int B, int R, class Source>
+void add_products(Source source, Piece<Path> p) {
+    constexpr int V = B / LANES;
+    Floats total[R][V] = {};
+    for (int k = 0; k < p.columns; k += Path::COLUMNS) {
+        typename Path::Weights w[V];
+        source.read(k, w);
+#pragma GCC unroll 24
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 24
+            for (int v = 0; v < V; v++) total[r][v] = Path::multiply_add(total[r][v], w[v], p.x + r * p.x_stride + k);
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 24
+        for (int v = 0; v < V; v++) {
+            Floats t = total[r][v];
+            if (p.x_sum) t -= load(p.zero + v * LANES) * p.x_sum[r * p.x_sum_stride];
+            float* to = p.sums + r * B + v * LANES;
+            store(to, load(to) + load(p.scale + v * LANES) * t);
+        }
+}
+
+// the same for any number of rows: R at a time, then the rest
+template <class Path, int B, int R, class Source>
+void add_all_products(Source source, Piece<Path> p, int rows) {
+    for (; rows >= R; rows -= R) {
+        add_products<Path, B, R>(source, p);
+        p.x += R * p.x_stride;
+        p.sums += R * B;
+        if (p.x_sum) p.x_sum += R * p.x_sum_stride;
+    }
+    if constexpr (R > 1)
+        if (rows) add_all_products<Path, B, R - 1>(source, p, rows);
+}
+
+// --- the whole product
+
+// float16 to float32: its fields go to their places, and 2^112 makes up for the exponents' different biases
+float from_half(uint16_t half) {
+    uint32_t magnitude = (half & 0x7fffu) << 13;
+    float value = __builtin_bit_cast(float, magnitude) * 0x1p112f;
+    uint32_t bits = __builtin_bit_cast(uint32_t, value) | (half & 0x8000u) << 16;
+    if ((half & 0x7c00) == 0x7c00) bits |= 0x7f800000;  // infinities and nan
+    return __builtin_bit_cast(float, bits);
+}
+
+template <class Path>
+struct Product {  // 13 fields of 8 bytes, which compiled.py writes one after another
+    const typename Path::Number* x;  // [rows, in]
+    const uint8_t* data;             // [out/B, in, B/2]
+    const void* scale;               // [groups, out], float16 or float32
+    const void* zero;                // [groups, out], int8 or float32; may be null
+    typename Path::Number* y;        // [rows, out]
+    int64_t rows, in, out, group_size;
+    int64_t half_scale, int8_zero;  // whether scale is float16 and zero is int8
+    int64_t block, threads;         // B, and how many threads to use
+};
+
+template <class Path, int B>
+void multiply_block(const Product<Path>& p, int64_t block, int64_t first_row, int rows, const float* x_sum,
+                    float* scale, float* zero) {
+    constexpr int V = B / LANES, R = std::clamp(ACCUMULATORS / V, 1, 8);
+    constexpr int PANEL_COLUMNS = PANEL_BYTES / (V * sizeof(typename Path::Weights)) * Path::COLUMNS;
+    const int64_t groups = p.in / p.group_size;
+
+    for (int64_t g = 0; g < groups; g++) {  // all at once: they lie far apart, and the waiting for them overlaps
+        int64_t at = g * p.out + block * B;
+        for (int r = 0; r < B; r++)
+            scale[g * B + r] = p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[at + r])
+                                            : static_cast<const float*>(p.scale)[at + r];
+        if (p.zero)
+            for (int r = 0; r < B; r++)
+                zero[g * B + r] = p.int8_zero ? float(static_cast<const int8_t*>(p.zero)[at + r])
+                                              : static_cast<const float*>(p.zero)[at + r];
+    }
+
+    alignas(64) float sums[TILE_ROWS * B];
+    alignas(64) typename Path::Weights panel[PANEL_COLUMNS / Path::COLUMNS * V];
+    std::fill_n(sums, rows * B, 0.0f);
+    for (int64_t k = 0, columns; k < p.in; k += columns) {
+        int64_t g = k / p.group_size, in_group = k - g * p.group_size;
+        columns = std::min<int64_t>(p.group_size - in_group, PANEL_COLUMNS);
+        bool subtract_zero = p.zero && in_group == 0;  // once for the whole group
+        Piece<Path> piece{p.x + first_row * p.in + k, p.in, int(columns), scale + g * B, zero + g * B,
+                          subtract_zero ? x_sum + first_row * groups + g : nullptr, groups, sums};
+        const uint8_t* bytes = p.data + (block * p.in + k) * (B / 2);
+        if (UNPACKING_IS_CHEAP || rows <= R) {
+            add_all_products<Path, B, R>(Packed<Path, B>{bytes}, piece, rows);
+        } else {
+            for (int c = 0; c < columns; c += Path::COLUMNS)
+                Path::template unpack<B>(bytes + c * (B / 2), panel + c / Path::COLUMNS * V);
+            add_all_products<Path, B, R>(Panel<Path, B>{panel, bytes + columns * (B / 2)}, piece, rows);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < V; v++)
+            Path::round(load(sums + r * B + v * LANES), p.y + (first_row + r) * p.out + block * B + v * LANES);
+}
+
+template <class Path, int B>
+void multiply(const Product<Path>& p) {
+    const int64_t groups = p.in / p.group_size, blocks = p.out / B, tiles = (p.rows + TILE_ROWS - 1) / TILE_ROWS;
+    std::vector<float> x_sum(p.zero ? p.rows * groups : 0);  // [rows, groups]
+#pragma omp parallel num_threads(p.threads)
+    {
+        if (p.zero) {
+#pragma omp for
+            for (int64_t i = 0; i < p.rows * groups; i++) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t k = 0; k < p.group_size; k++) sum += Path::widen(p.x[i * p.group_size + k]);
+                x_sum[i] = sum;
+            }
+        }
+        std::vector<float> scale(groups * B), zero(p.zero ? groups * B : 0);  // of one block, as float32
+#pragma omp for collapse(2)
+        for (int64_t block = 0; block < blocks; block++)
+            for (int64_t tile = 0; tile < tiles; tile++) {
+                int64_t first_row = tile * TILE_ROWS;
+                int rows = std::min<int64_t>(TILE_ROWS, p.rows - first_row);
+                multiply_block<Path, B>(p, block, first_row, rows, x_sum.data(), scale.data(), zero.data());
+            }
+    }
+}
+
+template <class Path>
+void int4_matmul(const Product<Path>& p) {
+    p.block == 64 ? multiply<Path, 64>(p) : multiply<Path, 32>(p);
+}
+
+}  // namespace
+
+// --- what Python calls
+
+extern "C" {
+
+extern const char quantlib_key[] = QUANTLIB_KEY;  // what it was built from: compiled.py looks for it in the file
+
+void int4_matmul_float32(const Product<Float32>* p) { int4_matmul(*p); }
+
+#ifdef BFLOAT16_DOT_PRODUCTS
+void int4_matmul_bfloat16(const Product<BFloat16>* p) { int4_matmul(*p); }
+#endif
+}

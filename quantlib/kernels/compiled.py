@@ -1,0 +1,250 @@
+"""The 4-bit product in C++, built on request: the last step of the ladder on a CPU. Start from :func:`int4_matmul`.
+
+`python -m quantlib.kernels.compiled` compiles compiled.cpp for this machine, once, with the compiler that $CXX names,
+or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and nothing has to be: every
+product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone even where it was built.
+
+The file's name is a hash of the source, the flags, the compiler and the CPU, and the library contains it: what was
+built for another machine, or from another source, is not found, and a file under the wrong name is not loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantlib.fetch import cache_folder
+
+SOURCE = Path(__file__).with_name("compiled.cpp")
+NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
+PRODUCT = struct.Struct("5P8q")  # as compiled.cpp declares it
+HOW = "build it with: python -m quantlib.kernels.compiled"
+
+
+@dataclass(frozen=True)
+class Library:
+    """The functions of a library that was built.
+
+    float32   takes x in float32, on any CPU
+    bfloat16  takes x in bfloat16; None where the CPU cannot multiply it, and x is converted to float32 and back
+    """
+
+    path: Path
+    float32: Callable[..., None]
+    bfloat16: Callable[..., None] | None
+
+
+_loaded: dict[tuple[str, ...], Library] = {}
+
+
+def available() -> bool:
+    """Whether the library was built for this machine, loads, and QUANTLIB_COMPILED does not forbid it. Never builds."""
+    return _default() is not None
+
+
+def build(flags: tuple[str, ...] = FLAGS) -> Path:
+    """The path of the library, which is compiled now (some seconds) unless it lies there already.
+
+    Raises RuntimeError, which says what to do, without a compiler, when it fails, or when the folder takes no file.
+    """
+    command = _compiler()
+    if command is None:
+        raise RuntimeError("no C++ compiler was found: install g++ or clang++, or name yours in the variable CXX")
+    if (library := load(flags)) is not None and library.path.exists():
+        return library.path
+    key, path = _key(command, flags), _path(command, flags)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".compiled-", dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            arguments = [*command, *flags, f'-DQUANTLIB_KEY="{key}"', str(SOURCE), "-o", str(made)]
+            done = subprocess.run(arguments, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(
+                    f"{shlex.join(arguments)} failed: use another compiler by the variable CXX.\n{done.stderr.strip()}"
+                )
+            os.replace(made, path)  # whole or not at all, and a library that is in use stays as it was
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be written ({error}): set QUANTLIB_CACHE to a folder of yours") from error
+    _loaded.pop(flags, None)
+    if load(flags) is None:
+        raise RuntimeError(f"{path} was built but does not load: use another compiler by the variable CXX")
+    from quantlib.kernels.choose import forget
+
+    forget()
+    return path
+
+
+def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
+    """What build(flags) made, in this process or earlier; None if that is not there or is something else."""
+    if (library := _loaded.get(flags)) is not None:
+        return library
+    if (command := _compiler()) is None or not (path := _path(command, flags)).exists():
+        return None
+    try:
+        if _key(command, flags).encode() not in path.read_bytes():
+            return None
+        functions = ctypes.CDLL(str(path))  # after torch, whose OpenMP threads it then shares
+    except OSError:  # unreadable, damaged, or for another machine
+        return None
+    for name in ("int4_matmul_float32", "int4_matmul_bfloat16"):
+        if function := getattr(functions, name, None):
+            function.argtypes, function.restype = [ctypes.c_char_p], None
+    bfloat16 = getattr(functions, "int4_matmul_bfloat16", None)
+    _loaded[flags] = Library(path, functions.int4_matmul_float32, bfloat16)
+    return _loaded[flags]
+
+
+def int4_matmul(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_size: int,
+    library: Library | None = None,
+) -> Tensor:
+    """y = x · Ŵᵀ with ŵ = (code − zero_point) · scale, summed in float32.
+
+    x           float32 or bfloat16 [rows, in]; products of bfloat16 are exact, those of float32 rounded to float32
+    data        uint8 [out/B, in, B/2], B = 64 or 32: byte r of a column of block b holds code + 8 of row bB + r in its
+                low nibble, of row bB + r + B/2 in its high one (PackedWeight's layout "int4pack")
+    scale       [groups, out]; float16 and float32 are read as they are, others are converted first
+    zero_point  None, or [groups, out]; int8 and float32 are read as they are. With one, infinities in x give nan
+    group_size  columns that share a scale: even, and a divisor of in
+    library     by default the one that build() makes
+    returns     [rows, out] in the dtype of x
+
+    Uses torch.get_num_threads() threads. Raises TypeError for a dtype, ValueError for a shape or device that does not
+    fit, RuntimeError if the library was not built.
+    """
+    library = library or _loaded.get(FLAGS) or _default()
+    if library is None:
+        raise RuntimeError(f"the compiled kernel is not available on this machine: {HOW}")
+    rows, columns, out = _check(x, data, scale, zero_point, group_size)
+    dtype = x.dtype
+    if dtype is torch.bfloat16 and library.bfloat16 is None:
+        return int4_matmul(x.float(), data, scale, zero_point, group_size, library).to(dtype)
+    if not (rows and columns and out):
+        return x.new_zeros((rows, out))
+    x, data, scale = x.contiguous(), data.contiguous(), scale.contiguous()  # held by name while C++ reads them
+    if scale.dtype is not torch.float16:
+        scale = scale.float()
+    if zero_point is not None:
+        zero_point = zero_point.contiguous() if zero_point.dtype is torch.int8 else zero_point.float().contiguous()
+    y = x.new_empty((rows, out))
+    product = PRODUCT.pack(
+        x.data_ptr(),
+        data.data_ptr(),
+        scale.data_ptr(),
+        0 if zero_point is None else zero_point.data_ptr(),
+        y.data_ptr(),
+        rows,
+        columns,
+        out,
+        group_size,
+        scale.dtype is torch.float16,
+        zero_point is not None and zero_point.dtype is torch.int8,
+        data.shape[2] * 2,
+        torch.get_num_threads(),
+    )
+    (library.bfloat16 if dtype is torch.bfloat16 else library.float32)(product)
+    return y
+
+
+def _check(x: Tensor, data: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int) -> tuple[int, int, int]:
+    """rows, in, out"""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"x must be float32 or bfloat16, got {x.dtype}: call x.float()")
+    if data.dtype is not torch.uint8:
+        raise TypeError(f"data must be uint8, got {data.dtype}: pack it with pack_weight(q, layout='int4pack')")
+    if x.ndim != 2 or data.ndim != 3:
+        _refuse_shapes(x, data)
+    (rows, columns), (blocks, depth, half_block) = x.shape, data.shape
+    if columns != depth or half_block not in (32, 16):
+        _refuse_shapes(x, data)
+    if type(group_size) is not int or group_size < 1 or group_size % 2 or columns % group_size:
+        raise ValueError(f"group_size must be even and divide the {columns} columns, got {group_size!r}")
+    out = blocks * half_block * 2
+    shape = (columns // group_size, out)
+    for name, per_group in (("scale", scale), ("zero_point", zero_point)):
+        if per_group is not None and per_group.shape != shape:
+            raise ValueError(
+                f"{name} must be [groups, out] = {list(shape)}, got {list(per_group.shape)}: expand or transpose it"
+            )
+    if not (x.is_cpu and data.is_cpu and scale.is_cpu and (zero_point is None or zero_point.is_cpu)):
+        raise ValueError(f"x, data, scale and zero_point must be on the CPU, x is on {x.device}: call .cpu()")
+    return rows, columns, out
+
+
+def _refuse_shapes(x: Tensor, data: Tensor) -> None:
+    raise ValueError(
+        f"x must be [rows, in] and data [out/B, in, B/2] with B = 64 or 32, got {list(x.shape)} and "
+        f"{list(data.shape)}: flatten x, or pack with pack_weight(q, layout='int4pack')"
+    )
+
+
+def _default() -> Library | None:
+    return None if os.environ.get("QUANTLIB_COMPILED") == "0" else load()
+
+
+# --- what a library is built by and for
+
+
+def _compiler() -> tuple[str, ...] | None:
+    """The command: $CXX, which may hold arguments, or the first of g++ and clang++; None if there is none."""
+    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
+        if candidate and shutil.which(shlex.split(candidate)[0]):
+            return tuple(shlex.split(candidate))
+    return None
+
+
+def _path(command: tuple[str, ...], flags: tuple[str, ...]) -> Path:
+    return cache_folder() / f"compiled-{_key(command, flags)}.so"
+
+
+@lru_cache
+def _key(command: tuple[str, ...], flags: tuple[str, ...]) -> str:
+    version = subprocess.run([*command, "--version"], check=False, capture_output=True).stdout
+    parts = (SOURCE.read_bytes(), repr((command, flags)).encode(), version, _cpu().encode())
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(wanted)} or set(lines))])
+
+
+def main() -> None:
+    """Builds the library and says what it can do, or says why that failed."""
+    try:
+        path = build()
+    except RuntimeError as error:
+        sys.exit(str(error))
+    library = load()
+    dots = "has" if library is not None and library.bfloat16 else "has no"
+    print(f"{path} is built; this CPU {dots} dot products of bfloat16.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The choice of a kernel in words. Start from :func:`quantlib.kernels.explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from quantlib.kernels.choose import Choice, choice_for, rows_bucket
+from quantlib.kernels.packed import PackedWeight
+
+
+def describe(p: PackedWeight, rows: int, dtype: torch.dtype, kernels: Callable) -> str:
+    """One line for the product, then one for each kernel: its time, or why it cannot."""
+    generator = torch.Generator().manual_seed(0)
+    integer = p.layout == "onednn"
+    x = torch.randn((rows, p.in_features), generator=generator)
+    x = x.mul_(32).clamp_(-127, 127).to(torch.int8) if integer else x.to(dtype)
+    x = x.to(p.scale.device)
+    choice = choice_for(kernels(x.device, integer), x, p)
+    return "\n".join([_product(p, rows, x), *_candidates(choice)])
+
+
+def _product(p: PackedWeight, rows: int, x: torch.Tensor) -> str:
+    group = {"row": "one scale a row", "tensor": "one scale"}.get(p.grid.group_size, f"groups of {p.grid.group_size}")
+    threads = f", {torch.get_num_threads()} threads" if x.device.type == "cpu" else ""
+    kind = f"{'a row' if rows == 1 else f'{rows} rows'} of {str(x.dtype).removeprefix('torch.')}"
+    return (
+        f"{kind} × [{p.out_features}, {p.in_features}], {p.grid.bits} bits, {group}, on {_device(x.device)}{threads}"
+        f" (measured for {rows_bucket(rows)} rows or the nearest power of two):"
+    )
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
+
+
+def _candidates(choice: Choice) -> list[str]:
+    width = max(map(len, [choice.kernel.name, *choice.seconds, *choice.refused]))
+    lines = []
+    if choice.pinned:
+        lines.append(f"  {choice.kernel.name:{width}}  chosen, because QUANTLIB_KERNEL names it")
+    elif not choice.seconds:
+        lines.append(f"  {choice.kernel.name:{width}}  chosen, because no other can")
+    for name, seconds in sorted(choice.seconds.items(), key=lambda item: item[1]):
+        chosen = "  chosen: the fastest" if name == choice.kernel.name else ""
+        lines.append(f"  {name:{width}}  {1e3 * seconds:8.3f} ms{chosen}")
+    lines += [f"  {name:{width}}  cannot: {reason}" for name, reason in choice.refused.items()]
+    return lines
