@@ -30,7 +30,8 @@ class PackedWeight:
                 b holds code + 8 of row bB + r in its low nibble and of row bB + r + B/2 in its high one. "onednn":
                 int8 [out, in] in oneDNN's blocks, opaque. "tinygemm": PyTorch's order for tensor cores.
     scale       [groups, out|1] for 2 to 4 bits, [out|1, groups] for 5 to 8
-    zero_point  None on a symmetric grid; else nibbles uint8 [groups, ceil(out/2)], or int8 [out|1, groups]
+    zero_point  None on a symmetric grid; else int8 [out|1, groups], or for 2 to 4 bits nibbles uint8
+                [groups, ceil(out/2)]: of row j in the low half, of row j + ceil(out/2) in the high one
     order       int32 [in] or None: column i of data is column order[i] of the matrix (act-order)
     """
 
@@ -73,7 +74,8 @@ class PackedWeight:
         """int8, the shape of scale; None on a symmetric grid."""
         if self.zero_point is None or not self.nibbles:
             return self.zero_point
-        return unpack(self.zero_point, self.grid.bits, self.scale.shape[1])  # [groups, out|1]
+        halves = torch.cat((self.zero_point & 15, self.zero_point >> 4), dim=1)  # several times faster than interleaving
+        return halves[:, : self.scale.shape[1]].view(torch.int8) - 8  # [groups, out|1]
 
 
 def pack_weight(
@@ -97,7 +99,7 @@ def pack_weight(
         codes = codes[:, order.long()]  # [out, in], columns of a group side by side
     if width(q.grid.bits) == 4:
         scale = scale.t().clone(memory_format=torch.contiguous_format)  # [groups, out|1]
-        zero_point = None if zero_point is None else pack(zero_point.t(), q.grid.bits)  # [groups, ceil(out/2)]
+        zero_point = None if zero_point is None else _halves(zero_point.t())  # [groups, ceil(out/2)]
     elif device == q.codes.device:  # the layer's own: whoever made q may go on with it
         scale, zero_point = scale.clone(), None if zero_point is None else zero_point.clone()
     data = _on_meta(layout, codes, q.grid.bits) if codes.is_meta else _INTO[layout](codes, q.grid.bits)
@@ -175,6 +177,14 @@ def _blocks(codes: Tensor, block: int) -> Tensor:
 def _from_blocks(p: PackedWeight) -> Tensor:
     nibbles = torch.stack((p.data & 15, p.data >> 4), dim=1)  # [out/B, 2, in, B/2]
     return nibbles.transpose(2, 3).reshape(p.out_features, p.in_features).view(torch.int8) - 8  # [out, in]
+
+
+def _halves(zero_point: Tensor) -> Tensor:
+    """Zero points int8 [groups, out] to nibbles uint8 [groups, ceil(out/2)], as PackedWeight keeps them."""
+    half = (zero_point.shape[1] + 1) // 2
+    nibbles = torch.zeros((zero_point.shape[0], 2 * half), dtype=torch.uint8, device=zero_point.device)
+    nibbles[:, : zero_point.shape[1]] = zero_point + 8
+    return nibbles[:, :half] | nibbles[:, half:] << 4
 
 
 def _from_rows(p: PackedWeight) -> Tensor:
