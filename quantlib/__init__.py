@@ -17,6 +17,8 @@ _HOME = {
     "explain": "kernels",
     "Int8Linear": "layers",
     "Int4Linear": "layers",
+    "quantize_model": "convert",
+    "RTN": "convert",
     "load_lesson_model": "zoo",
     "load_model": "zoo",
     "load_text": "zoo",
