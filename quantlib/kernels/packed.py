@@ -74,7 +74,9 @@ class PackedWeight:
         """int8, the shape of scale; None on a symmetric grid."""
         if self.zero_point is None or not self.nibbles:
             return self.zero_point
-        halves = torch.cat((self.zero_point & 15, self.zero_point >> 4), dim=1)  # several times faster than interleaving
+        halves = torch.cat(
+            (self.zero_point & 15, self.zero_point >> 4), dim=1
+        )  # several times faster than interleaving
         return halves[:, : self.scale.shape[1]].view(torch.int8) - 8  # [groups, out|1]
 
 
