@@ -14,7 +14,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help lab test record check-env book serve
+.PHONY: help lab test record bench check-env book serve
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -30,6 +30,11 @@ test: $(READY) ## run every test, the lessons among them (TEST_ARGS="-k grid")
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
 	$(BIN)/python -m quantlib.record $(RECORD)
+
+bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
+	-$(BIN)/python -m quantlib.kernels.compiled
+	$(BIN)/python -m quantlib.record part_02.speed part_02.decoding
+	$(BIN)/python -m quantlib.bench
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest
 	@$(BIN)/python -m quantlib.check_env

@@ -10,7 +10,7 @@ from quantized_cases import inputs, weights
 
 from quantlib import Grid, explain, linear, quantize
 from quantlib.grid import QuantizedTensor
-from quantlib.kernels import choose, cpu, forget, int8_matmul, pack_weight
+from quantlib.kernels import choose, cpu, forget, gpu, int8_matmul, pack_weight
 from quantlib.kernels.candidates import Kernel
 from quantlib.kernels.packed import cannot_hold
 from quantlib.kernels.reference import (
@@ -165,7 +165,8 @@ def test_a_pinned_kernel_runs(fresh, monkeypatch):
 
 
 def test_every_name_that_can_be_pinned_is_a_kernels(fresh):
-    assert {k.name for k in (*cpu.KERNELS, *cpu.INT8_KERNELS)} <= choose.KNOWN_NAMES
+    lists = cpu.KERNELS, cpu.INT8_KERNELS, gpu.KERNELS, gpu.INT8_KERNELS
+    assert {k.name for kernels in lists for k in kernels} == choose.KNOWN_NAMES
 
 
 def test_explain_names_every_kernel_with_its_time_or_its_reason(fresh):

@@ -14,7 +14,7 @@ from quantlib.kernels.candidates import NAIVE, Kernel
 from quantlib.kernels.choose import Choice, choice_for, forget, kernel_for
 from quantlib.kernels.packed import PackedWeight, pack_weight, unpack_weight
 
-__all__ = ["PackedWeight", "explain", "forget", "int8_matmul", "linear", "pack_weight", "unpack_weight"]
+__all__ = ["PackedWeight", "explain", "forget", "int8_matmul", "kernels_of", "linear", "pack_weight", "unpack_weight"]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -54,7 +54,7 @@ def int8_matmul(codes: Tensor, packed: PackedWeight) -> Tensor:
     if not codes.shape[0] or not packed.out_features or not packed.in_features:
         return torch.zeros((codes.shape[0], packed.out_features), dtype=torch.float32, device=codes.device)
     codes = codes.contiguous()
-    return kernel_for(_kernels(codes.device, integer=True), codes, packed).run(codes, packed)
+    return kernel_for(kernels_of(codes.device, integer=True), codes, packed).run(codes, packed)
 
 
 def explain(layer: object, rows: int, dtype: torch.dtype | None = None) -> str:
@@ -70,10 +70,10 @@ def explain(layer: object, rows: int, dtype: torch.dtype | None = None) -> str:
         raise TypeError(f"layer must be a quantized layer or a PackedWeight, got {type(layer).__name__}")
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows must be a whole number of at least 1, got {rows!r}")
-    return describe(packed, rows, dtype or torch.bfloat16, _kernels)
+    return describe(packed, rows, dtype or torch.bfloat16, kernels_of)
 
 
-def _kernels(device: torch.device, integer: bool = False) -> tuple[Kernel, ...]:
+def kernels_of(device: torch.device, integer: bool = False) -> tuple[Kernel, ...]:
     """All that could run on a device, in the order in which they are explained."""
     if device.type == "cpu":
         from quantlib.kernels import cpu
@@ -96,7 +96,7 @@ def _product(x: Tensor, p: PackedWeight, bias: Tensor | None = None) -> Tensor:
         rows = rows.index_select(1, p.order)
     rows = rows.contiguous()
     with torch.no_grad():
-        y = kernel_for(_kernels(x.device), rows, p).run(rows, p)  # [rows, out]
+        y = kernel_for(kernels_of(x.device), rows, p).run(rows, p)  # [rows, out]
     if bias is not None:
         y = y.add_(bias.to(y.dtype))
     return y.view(*x.shape[:-1], p.out_features)

@@ -88,7 +88,18 @@ def _choose(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight, pinned: str |
     return Choice(min(able, key=lambda k: seconds[k.name]), seconds, refused)
 
 
-KNOWN_NAMES = {"naive", "compiled", "int4pack", "int8pack", "workspace bf16", "workspace fp32", "onednn", "int_mm"}
+KNOWN_NAMES = {
+    *("naive", "compiled", "int4pack", "int8pack", "workspace bf16", "workspace fp32", "onednn", "int_mm"),
+    *(
+        "triton w4a16",
+        "triton w8a16",
+        "triton w8a8",
+        "tinygemm",
+        "torch.compile int4",
+        "torch.compile int8",
+        "naive int8",
+    ),
+}
 
 
 def fastest_of(

@@ -1,0 +1,122 @@
+"""What part 2 measures: the speed of a product, and of a whole model."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from quantlib import Grid, RTN, quantize, quantize_model
+from quantlib.benchmark import measure
+from quantlib.ceilings import ceilings
+from quantlib.decoding import decode_step, profile_decode
+from quantlib.decoding import tokens_per_second
+from quantlib.kernels import int8_matmul, pack_weight
+from quantlib.kernels import kernels_of
+from quantlib.records import experiment
+
+TEXTBOOK = Grid(8, "row", narrow_range=True)
+
+
+def per_token(x, packed, scale):
+    """W8A8: round each row of x, multiply integers, scale twice."""
+    step = x.abs().amax(1, keepdim=True) / 127  # [rows, 1]
+    codes = (x / step).round().to(torch.int8)  # [rows, in]
+    products = int8_matmul(codes, packed)  # [rows, out]
+    return (products * (step * scale)).to(x.dtype)
+
+
+def products(w, rows, device):
+    """The ways to multiply `rows` rows of x by w, and their bytes."""
+    x = torch.randn(rows, w.shape[1], device=device)
+    x16, w16 = x.bfloat16(), w.bfloat16()
+    ways = {
+        "fp32": (lambda: F.linear(x, w), w.nbytes),
+        "bf16": (lambda: F.linear(x16, w16), w16.nbytes),
+    }
+    for name, grid in (("int8", TEXTBOOK), ("int4", Grid(4, 128))):
+        packed = pack_weight(quantize(w, grid))
+        for kernel in kernels_of(w.device):
+            if kernel.refuses(packed, x16.dtype, rows) is None:
+                ways[f"{name} {kernel.name}"] = (
+                    lambda k=kernel, p=packed: k.run(x16, p),
+                    packed.nbytes,
+                )
+    q = quantize(w, TEXTBOOK)
+    layout = "onednn" if device == "cpu" else "rows"
+    both = pack_weight(q, layout=layout)
+    scale = q.scale.t().float()  # [1, out]
+    ways["w8a8"] = (lambda: per_token(x16, both, scale), both.nbytes)
+    return ways
+
+
+def speed_on(device, shapes, rows, rounds):
+    """Ceilings, and a benchmark for each shape and number of rows."""
+    results = {}
+    for out, columns in shapes:
+        w = torch.randn(out, columns, device=device)
+        for count in rows:
+            ways = products(w, count, device)
+            results[f"{out}x{columns} {count}"] = measure(
+                {name: call for name, (call, _) in ways.items()},
+                bytes_moved={name: n for name, (_, n) in ways.items()},
+                rounds=rounds,
+                device=device,
+            )
+    return {"ceilings": ceilings(device), "products": results}
+
+
+@experiment(sources=("kernels.cpu", "kernels.gpu", "benchmark", "ceilings"))
+def speed(
+    *,
+    shapes=((4096, 4096), (11008, 4096)),
+    rows=(1, 4, 16, 64, 256),
+    rounds=11,
+):
+    """Seconds of every kernel, on the CPU, and on the GPU if one is there."""
+    devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
+    return {d: speed_on(d, shapes, rows, rounds) for d in devices}
+
+
+PROMPT = "The history of the printing press begins"
+
+
+@experiment(
+    model="SmolLM2-135M-Instruct",
+    sources=("kernels.cpu", "layers", "convert", "decoding"),
+)
+def decoding(loaded, *, tokens=48, rounds=5):
+    """Greedy text of float and quantized models: how fast, and which."""
+    half = copy.deepcopy(loaded.model).bfloat16()
+    models = {
+        "fp32": loaded.model,
+        "bf16": half,
+        "int8": quantize_model(half, RTN(TEXTBOOK))[0],
+        "int4": quantize_model(half, RTN(Grid(4, 64, narrow_range=True)))[0],
+    }
+    prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
+
+    def generated(model):
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return out[0, prompt.shape[1] :]
+
+    texts = {
+        name: loaded.tokenizer.decode(generated(model))
+        for name, model in models.items()
+    }
+    rates = tokens_per_second(
+        {name: lambda m=m: generated(m) for name, m in models.items()},
+        tokens,
+        rounds=rounds,
+    )
+    profiles = {
+        name: profile_decode(model, decode_step(model, prompt))
+        for name, model in models.items()
+    }
+    return {"rates": rates, "texts": texts, "profiles": profiles}

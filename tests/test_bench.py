@@ -1,0 +1,52 @@
+"""The table of `make bench`, from speeds that are made up, so that every figure can be checked by hand."""
+
+import pytest
+
+from quantlib import bench
+
+CONDITIONS = {"rounds": 3, "warmup": 1, "launches": 1, "device": "cpu", "threads": 2, "cold_bytes": 8, "seed": 0}
+CEILINGS = {
+    "read_gb_per_s": 20.0, "read_by": "sum", "copy_gb_per_s": 10.0, "matmul_gflop_per_s": {"float32": 100.0},
+    "device": "cpu", "threads": 2,
+}  # fmt: skip
+
+
+def timed(milliseconds, bytes_moved):
+    return {"seconds": [milliseconds / 1e3] * 3, "bytes_moved": bytes_moved, "flops": None}
+
+
+def measured(**ways):
+    return {
+        "ceilings": CEILINGS,
+        "products": {"64x32 4": {"measurements": {n: timed(*v) for n, v in ways.items()}, "conditions": CONDITIONS}},
+    }
+
+
+def test_ratios_are_against_the_faster_float_route_and_ways_are_in_order():
+    lines = list(bench.table(measured(fp32=(4.0, 40_000_000), bf16=(2.0, 20_000_000), int8=(1.0, 10_000_000))))
+    assert "read 20.0 GB/s" in lines[0] and lines[1].startswith("64x32, rows 4: ms at p10, times as fast as bf16")
+    assert [line.split()[0] for line in lines[2:]] == ["int8", "bf16", "fp32"]
+    assert "1.000  2.00× [2.00, 2.00]" in lines[2] and lines[2].endswith("50%")
+    assert "0.50×" in lines[4]
+
+
+def test_without_a_record_it_says_what_to_run(monkeypatch, capsys):
+    def missing(name):
+        raise FileNotFoundError(f"{name} was never recorded")
+
+    monkeypatch.setattr(bench, "load_record", missing)
+    assert bench.main() == 1
+    assert capsys.readouterr().err == "part_02.speed was never recorded: run make bench\n"
+
+
+def test_the_records_of_this_repository_can_be_shown(capsys):
+    assert bench.main() == 0
+    shown = capsys.readouterr().out
+    for words in ("4096x4096, rows 1:", "11008x4096, rows 256:", "int4 int4pack", "w8a8", "tokens/s"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "best"), [(1.0, 2.0, "fp32"), (2.0, 1.0, "bf16")])
+def test_the_best_float_route(fp32, bf16, best):
+    lines = list(bench.table(measured(fp32=(fp32, 4), bf16=(bf16, 4))))
+    assert f"times as fast as {best}" in lines[1]
