@@ -1,0 +1,144 @@
+"""LLM.int8() as a layer: integer products, and outlier columns in floating point. Start from :meth:`MixedInt8Linear.from_float`.
+
+Both sides of the product are int8: the weight with a scale a row, x with a scale a token, found at run time. Columns of
+x that reach the threshold are taken out first and multiplied as floats.
+
+The outlier columns of the weight are read through the integer product itself: rows of the identity are multiplied along
+with x and come back as columns of codes. So the codes may lie in whatever order the fast kernel wants, and no second
+copy of them is kept.
+
+Source: Dettmers et al. 2022 (arXiv:2208.07339), section 3. The plain version is quantlib.outliers.matmul_mixed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.grid import QuantizedTensor, quantize
+from quantlib.kernels import PackedWeight, int8_matmul, pack_weight, unpack_weight
+from quantlib.kernels.packed import cannot_hold
+from quantlib.layers import QuantizedLinear
+from quantlib.outliers import ROW_INT8, outlier_features, quantize_rows
+
+
+class MixedInt8Linear(QuantizedLinear):
+    """y = x · Ŵᵀ + bias, with x and W in int8 but for the outlier columns of x.
+
+    threshold     at which a column of x is an outlier in this call; None: none ever is (W8A8), 0.0: all are
+    float_weight  None, or the weight [out, in] as it was, which outlier columns are then multiplied by. It costs as
+                  many bytes as the float layer: the saving is gone, and what remains is the speed.
+    """
+
+    bits = range(8, 9)
+
+    def __init__(self, q: QuantizedTensor, bias: Tensor | None, threshold: float | None, float_weight: Tensor | None):
+        if q.grid != ROW_INT8:
+            raise ValueError(f"q must be on {ROW_INT8}, got {q.grid}: quantize(weight, ROW_INT8)")
+        outlier_features(torch.empty(0, 1), threshold)  # refuses what is no threshold
+        super().__init__(q, bias)
+        self.threshold = threshold
+        self.register_buffer("float_weight", float_weight)
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear, threshold: float | None = 6.0, *, keep_float: bool = False):
+        """The layer of a float linear layer, which is not changed; its weight is rounded to absmax/127 a row.
+
+        keep_float  outlier columns are multiplied by the float weight, which is then kept, and not by the dequantized
+                    codes, as in bitsandbytes
+
+        Raises TypeError for another module, ValueError for a weight with NaN or infinite values and for a threshold
+        that is negative or NaN.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight.detach()
+        q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
+        return cls(q, linear.bias, threshold, weight.clone() if keep_float else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must end in the {self.in_features} features of the weight, got shape {list(x.shape)}")
+        device = x.device.type
+        if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        rows = x.reshape(-1, self.in_features)  # [rows, in]
+        y = _Product.apply(rows, self) if torch.is_grad_enabled() and x.requires_grad else self._product(rows)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, threshold={self.threshold}, keep_float={self.float_weight is not None}"
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
+        outliers = outlier_features(x, self.threshold) if len(x) else outlier_features(x, None)
+        kept = outliers.nonzero()[:, 0]  # [k]
+        q = quantize_rows(x, outliers if len(kept) else None)
+        scale = self.scale.view(1, -1)  # [1, out]
+        read = len(kept) if self.float_weight is None else 0  # columns of codes to read
+        codes = q.codes
+        if read:
+            units = torch.zeros((read, self.in_features), dtype=torch.int8, device=x.device)
+            units[torch.arange(read, device=x.device), kept] = 1
+            codes = torch.cat((codes, units))  # [rows + k, in]
+        products = int8_matmul(codes, self.packed)  # [rows + k, out]
+        y = products[: len(x)] * (q.scale.to(products.dtype) * scale)
+        if len(kept):
+            columns = products[len(x) :] * scale if read else self.float_weight[:, kept].t().float()  # [k, out]
+            y = torch.addmm(y, x[:, kept].float(), columns)
+        return y.to(x.dtype)
+
+    def _hold(self, packed: PackedWeight) -> None:
+        """In the order of the fastest integer kernel, where the device has one."""
+        if packed.layout == "rows" and packed.data.device.type == "cpu":
+            q = unpack_weight(packed)
+            if not cannot_hold("onednn", q, q.codes.device):
+                packed = pack_weight(q, layout="onednn")
+        super()._hold(packed)
+
+    def __deepcopy__(self, memo: dict):
+        new = super().__deepcopy__(memo)
+        new.register_buffer("float_weight", None if self.float_weight is None else self.float_weight.clone())
+        return new
+
+    def _apply(self, fn, recurse: bool = True):
+        kept = self.float_weight
+        super()._apply(fn, recurse)
+        self.register_buffer("float_weight", None if kept is None else fn(kept))
+        return self
+
+    def _canonical(self) -> dict[str, Tensor]:
+        threshold = torch.nan if self.threshold is None else self.threshold  # safetensors holds tensors only
+        return {**super()._canonical(), "threshold": torch.tensor(threshold, dtype=torch.float64)}
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        name = f"{prefix}threshold"
+        others = {key: value for key, value in state_dict.items() if key != name}
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if name not in state_dict:
+            missing_keys.append(name)
+            return
+        threshold = state_dict[name].item()
+        if threshold < 0:
+            error_msgs.append(f"{name} must be at least 0, or NaN for none, got {threshold}: the checkpoint is damaged")
+        else:
+            self.threshold = None if threshold != threshold else threshold
+
+
+class _Product(torch.autograd.Function):
+    """The product with the gradient of the float layer that the codes stand for; rounding x has the gradient 1."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: MixedInt8Linear) -> Tensor:
+        ctx.layer = layer
+        return layer._product(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        w = ctx.layer.quantized().dequantize(torch.float32)  # [out, in]
+        return (grad.float() @ w).to(grad.dtype), None
