@@ -70,6 +70,17 @@ def test_integer_products_are_exact(rows, out, columns, seed, bits):
                 assert kernel.run(codes, packed).equal(expected), kernel.name
 
 
+@pytest.mark.parametrize("rows, out, columns", [(1, 2, 1), (3, 5, 1), (1, 1, 1), (1, 7, 64), (2, 1, 64)])
+def test_integer_products_do_not_depend_on_the_stride_of_a_dimension_of_size_one(rows, out, columns):
+    q = quantize(torch.randn(out, columns), Grid(8, "row", narrow_range=True))
+    codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+    strides = tuple(0 if size == 1 else stride for size, stride in zip(codes.shape, codes.stride(), strict=True))
+    for given in (codes, codes.as_strided(codes.shape, strides)):
+        for layout in ("rows", "onednn"):
+            packed = pack_weight(q, layout=layout)
+            assert int8_matmul(given, packed).equal(int8_matmul_reference(codes, q).float()), (layout, given.stride())
+
+
 def test_the_w8a8_reference_is_the_product_of_the_rounded_matrices():
     x, w = (quantize(torch.randn(n, 50), Grid(8, "row", narrow_range=True), scale_dtype=torch.float32) for n in (7, 9))
     bias = torch.randn(9)

@@ -220,7 +220,10 @@ def _int_mm_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | Non
 
 
 def _int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
-    return torch._int_mm(codes, p.data.t()).float()  # [rows, out]
+    # a dimension of size 1 may have any stride, and torch._int_mm multiplies nothing where it is unusual (PyTorch #195066)
+    codes = codes.flatten().view(codes.shape)  # [rows, in]
+    weight = p.data.t() if p.in_features > 1 else p.data.flatten().view(1, -1)  # [in, out]
+    return torch._int_mm(codes, weight).float()  # [rows, out]
 
 
 INT8_KERNELS = (Kernel("onednn", _onednn_refuses, _onednn), Kernel("int_mm", _int_mm_refuses, _int_mm))

@@ -26,8 +26,8 @@ def _product(p: PackedWeight, rows: int, x: torch.Tensor) -> str:
     threads = f", {torch.get_num_threads()} threads" if x.device.type == "cpu" else ""
     kind = f"{'a row' if rows == 1 else f'{rows} rows'} of {str(x.dtype).removeprefix('torch.')}"
     return (
-        f"{kind} × [{p.out_features}, {p.in_features}], {p.grid.bits} bits, {group}, on {_device(x.device)}{threads}"
-        f" (measured for {rows_bucket(rows)} rows or the nearest power of two):"
+        f"{kind} × [{p.out_features}, {p.in_features}], {p.grid.bits} bits, {group},\n"
+        f"on {_device(x.device)}{threads}, measured for rows up to {rows_bucket(rows)}:"
     )
 
 
