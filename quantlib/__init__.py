@@ -22,6 +22,7 @@ _HOME = {
     "smooth_scale": "smooth",
     "quantize_model": "convert",
     "RTN": "convert",
+    "LLMInt8": "convert",
     "load_lesson_model": "zoo",
     "load_model": "zoo",
     "load_text": "zoo",

@@ -3,8 +3,9 @@
 The caller's model is never changed. The new one has module objects of its own and shares every tensor that stays as it
 was, so converting needs the memory of the quantized layers and of one layer's arithmetic, not of a second model.
 
-A method says how one layer is made. :class:`RTN`, round to nearest, is the first; others follow the same protocol:
-`method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`.
+A method says how one layer is made: :class:`RTN` rounds the weights to nearest, :class:`LLMInt8` makes layers that
+multiply integers. Others follow the same protocol: `method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`,
+and `method.grid`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from quantlib.grid import Grid, QuantizedTensor, quantize
 from quantlib.layers import Int4Linear, Int8Linear, QuantizedLinear
+from quantlib.mixed import MixedInt8Linear
+from quantlib.outliers import ROW_INT8
 
 HEAD = ("lm_head",)
 
@@ -35,6 +38,25 @@ class RTN:
         q = quantize(weight, self.grid)
         kind = Int8Linear if self.grid.bits > 4 else Int4Linear
         return kind.from_quantized(q, bias), q
+
+
+@dataclass(frozen=True)
+class LLMInt8:
+    """LLM.int8(): int8 weights and activations, outlier columns in floating point (quantlib.mixed).
+
+    threshold   at which a column of the activations is an outlier, at run time; None: W8A8 without outliers
+    keep_float  outlier columns are multiplied by the float weight, which is then kept as well
+    """
+
+    threshold: float | None = 6.0
+    keep_float: bool = False
+
+    grid = ROW_INT8
+
+    def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
+        """The layer of a float weight [out, in], and the weight it stands for."""
+        q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
+        return MixedInt8Linear(q, bias, self.threshold, weight.clone() if self.keep_float else None), q
 
 
 @dataclass(frozen=True)
@@ -92,13 +114,13 @@ class _Found:
 
 
 def quantize_model(
-    model: nn.Module, method: RTN, windows: object = None, skip: Sequence[str] = HEAD
+    model: nn.Module, method: RTN | LLMInt8, windows: object = None, skip: Sequence[str] = HEAD
 ) -> tuple[nn.Module, Report]:
     """A new model whose linear layers are quantized, and the Report.
 
     model    any module, a single nn.Linear too. Not changed; tensors that stay are shared with the new model
-    method   RTN(grid)
-    windows  calibration text for methods that read one; RTN reads none
+    method   RTN(grid) or LLMInt8(threshold)
+    windows  calibration text for methods that read one; these two read none
     skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
 
     Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, is left

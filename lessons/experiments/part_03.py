@@ -1,0 +1,330 @@
+"""What part 3 measures: what rounding the activations costs a model, and what keeping a few columns costs in time."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantlib import Grid, LLMInt8, load_text, perplexity, quantize, quantize_model
+from quantlib.benchmark import measure
+from quantlib.ceilings import ceilings
+from quantlib.kernels import int8_matmul
+from quantlib.layers import Int8Linear
+from quantlib.mixed import MixedInt8Linear
+from quantlib.outliers import massive_activations, outlier_features, outlier_stats, quantize_rows
+from quantlib.records import experiment, load_record
+from quantlib.smooth import fold, smooth_scale
+
+MODEL = "SmolLM2-135M-Instruct"
+THRESHOLDS = (None, 48.0, 24.0, 12.0, 6.0, 3.0, 1.0, 0.0)
+
+
+class Rounded(nn.Module):
+    """A linear layer with weights and inputs on a grid, in floats.
+
+    per        "tensor" or "token": what shares a scale of x
+    threshold  columns of x that reach it are not rounded
+    step       of x, if it was fixed before ("static")
+    exact      outlier columns meet the float weight, not the rounded
+    """
+
+    def __init__(self, linear, bits=8, per="token", threshold=None, step=None, exact=False):
+        super().__init__()
+        grid = Grid(bits, "row", narrow_range=True)
+        q = quantize(linear.weight, grid, scale_dtype=torch.float32)
+        self.w_hat, self.bias = q.dequantize(), linear.bias
+        self.w = linear.weight if exact else self.w_hat
+        self.top, self.per, self.step = grid.qmax, per, step
+        self.threshold = threshold
+
+    def forward(self, x):
+        rows = x.flatten(0, -2)  # [tokens, in]
+        kept = outlier_features(rows, self.threshold)  # [in]
+        rest = rows.masked_fill(kept, 0)
+        step = self.step
+        if step is None:
+            per = None if self.per == "tensor" else 1
+            largest = rest.abs().amax(per, keepdim=per == 1)
+            step = torch.where(largest > 0, largest / self.top, 1.0)
+        codes = (rest / step).round().clamp(-self.top, self.top)
+        y = (codes * step) @ self.w_hat.t()  # [tokens, out]
+        y += rows[:, kept] @ self.w[:, kept].t()
+        y = y if self.bias is None else y + self.bias
+        return y.unflatten(0, x.shape[:-1])
+
+
+def linears(model):
+    """Every linear layer but the head: (name, layer)."""
+    return [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name != "lm_head"
+    ]
+
+
+def with_layers(model, make):
+    """A copy of the model with make(name, layer) in each place."""
+    model = copy.deepcopy(model)
+    for name, layer in linears(model):
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, make(name, layer))
+    return model
+
+
+def watch(model, ids, see):
+    """see(name, layer, x) for every linear layer while ids [tokens] pass."""
+
+    def hook(name):
+        def seen(layer, args):
+            see(name, layer, args[0].flatten(0, -2))
+
+        return seen
+
+    handles = [
+        layer.register_forward_pre_hook(hook(name))
+        for name, layer in linears(model)
+    ]
+    with torch.inference_mode():
+        for window in ids.split(1024):
+            model(window[None])
+    for handle in handles:
+        handle.remove()
+
+
+def text(loaded, split, windows):
+    """int64 [windows · 1024]: the beginning of a text."""
+    ids = loaded.tokenizer(load_text("wikitext-2", split)).input_ids
+    return torch.tensor(ids[: windows * 1024])
+
+
+def absmax(loaded, windows, per_column=False):
+    """Layer name -> the largest magnitude of its input on validation text."""
+    found = {}
+
+    def see(name, layer, x):
+        largest = x.abs().amax(0) if per_column else x.abs().amax()
+        found[name] = torch.maximum(found.get(name, largest), largest)
+
+    watch(loaded.model, text(loaded, "validation", windows), see)
+    return found
+
+
+@experiment(model=MODEL, sources=("grid", "outliers", "mixed", "convert", "evaluate"))
+def perplexity_of_activations(loaded, *, windows=8, calibration=4, rows=None):
+    """The losses of W8A8 in its variants, and of LLM.int8()."""
+    largest = absmax(loaded, calibration)
+    make = {
+        "float": None,
+        "weights only": lambda name, linear: Rounded(linear, threshold=0.0),
+        "tensor": lambda name, linear: Rounded(linear, per="tensor"),
+        "tensor, static": lambda name, linear: Rounded(linear, step=largest[name] / 127),
+        "token": lambda name, linear: Rounded(linear),
+        "mixed": lambda name, linear: Rounded(linear, threshold=6.0),
+        "mixed, float weights": lambda name, linear: Rounded(linear, threshold=6.0, exact=True),
+        "mixed, all columns": lambda name, linear: Rounded(linear, threshold=0.0, exact=True),
+        "mixed, per tensor": lambda name, linear: Rounded(linear, per="tensor", threshold=6.0),
+    }
+    ids = text(loaded, "test", windows)
+    results = {}
+    for row in rows or (*make, "LLMInt8(6.0)", "LLMInt8(None)"):
+        if row.startswith("LLMInt8"):
+            method = LLMInt8(6.0 if "6" in row else None)
+            model, _ = quantize_model(loaded.model, method)
+        else:
+            model = loaded.model if make[row] is None else with_layers(loaded.model, make[row])
+        p = perplexity(model, ids, max_windows=windows)
+        results[row] = {"perplexity": p.value, "nll": p.nll}
+    return results
+
+
+@experiment(model=MODEL, sources=("grid", "outliers", "evaluate"))
+def thresholds(loaded, *, bits=(8, 6, 5, 4), at=THRESHOLDS, windows=4):
+    """For every number of bits and threshold: perplexity, the layers' error, the share of columns kept."""
+    ids = text(loaded, "test", windows)
+    seen = inputs(loaded, ids[:1024])
+    results = {}
+    for b in bits:
+        for threshold in at:
+            model = with_layers(loaded.model, lambda name, linear: Rounded(linear, b, threshold=threshold))
+            p = perplexity(model, ids, max_windows=windows)
+            errors, shares = [], []
+            layers = [layer for layer in model.modules() if isinstance(layer, Rounded)]
+            for layer, (x, w) in zip(layers, seen, strict=True):
+                y = x @ w.t()  # [tokens, out]
+                errors.append(((layer(x) - y).norm() / y.norm()).item())
+                shares.append(outlier_features(x, threshold).float().mean().item())
+            results[f"{b} {threshold}"] = {
+                "perplexity": p.value, "nll": p.nll, "error": torch.tensor(errors), "kept": torch.tensor(shares),
+            }  # fmt: skip
+    return results
+
+
+def inputs(loaded, ids):
+    """(x [tokens, in], weight) of every linear layer of the float model, in its order."""
+    seen = {}
+
+    def see(name, layer, x):
+        seen[name] = x.clone(), layer.weight.detach()
+
+    watch(loaded.model, ids, see)
+    return [seen[name] for name, _ in linears(loaded.model)]
+
+
+KINDS = {"q_proj": "attention", "o_proj": "output", "gate_proj": "up", "down_proj": "down"}
+
+
+@experiment(model=MODEL, sources=("outliers",))
+def outlier_map(loaded, *, threshold=6.0, rows=(1, 4, 16, 64, 256, 1024)):
+    """Where the outliers of one window are: by layer, kind of layer and feature; and the massive activations."""
+    results = {kind: {"largest": [], "tokens": [], "kept": [], "ratio": []} for kind in KINDS.values()}
+    massive, shares = [], {count: [] for count in rows}
+
+    def see(name, layer, x):
+        for count in rows:
+            shares[count].append(outlier_features(x[-count:], threshold).float().mean().item())
+        kind = KINDS.get(name.rpartition(".")[2])
+        if kind is None:
+            return
+        stats = outlier_stats(x, threshold)
+        found = results[kind]
+        found["largest"].append(x.abs().amax(0).half())  # [in]
+        found["tokens"].append((x.abs() >= threshold).float().mean(0).half())  # [in]
+        found["kept"].append(stats.share_of_columns)
+        found["ratio"].append(stats.ratio[0].item() if len(stats.ratio) else 1.0)
+        m = massive_activations(x)
+        for (token, feature), value in zip(m.position[:4].tolist(), m.value[:4].tolist(), strict=True):
+            massive.append((len(found["kept"]) - 1, kind, token, feature, value, m.median, len(m.value)))
+
+    watch(loaded.model, text(loaded, "test", 1), see)
+    for found in results.values():
+        found["largest"], found["tokens"] = torch.stack(found["largest"]), torch.stack(found["tokens"])
+        found["kept"], found["ratio"] = torch.tensor(found["kept"]), torch.tensor(found["ratio"])
+    kept = {str(count): torch.tensor(values) for count, values in shares.items()}
+    return {"kinds": results, "massive": massive, "kept_by_rows": kept}
+
+
+def smoothed(model, largest, alpha):
+    """The same function, with the outliers moved into the weights."""
+    model = copy.deepcopy(model)
+    for i, block in enumerate(model.model.layers):
+        a, m = block.self_attn, block.mlp
+        for norm, name, readers in (
+            (block.input_layernorm, "self_attn.q_proj", (a.q_proj, a.k_proj, a.v_proj)),
+            (block.post_attention_layernorm, "mlp.gate_proj", (m.gate_proj, m.up_proj)),
+        ):
+            weights = [layer.weight.detach() for layer in readers]
+            w_absmax = torch.stack([w.abs().amax(0) for w in weights]).amax(0)
+            s = smooth_scale(largest[f"model.layers.{i}.{name}"], w_absmax, alpha)
+            gain, weights = fold(norm.weight.detach(), weights, s)
+            norm.weight = nn.Parameter(gain, False)
+            for layer, w in zip(readers, weights, strict=True):
+                layer.weight = nn.Parameter(w, False)
+        # down_proj reads a product with up_proj's output: fold its s there
+        x = largest[f"model.layers.{i}.mlp.down_proj"]
+        s = smooth_scale(x, m.down_proj.weight.detach().abs().amax(0), alpha)
+        m.up_proj.weight = nn.Parameter(m.up_proj.weight.detach() / s[:, None], False)
+        m.down_proj.weight = nn.Parameter(m.down_proj.weight.detach() * s, False)
+    return model
+
+
+@experiment(model=MODEL, sources=("grid", "outliers", "smooth", "evaluate"))
+def smoothing(loaded, *, alphas=(None, 0.3, 0.5, 0.7, 0.8, 0.9), windows=8, calibration=4):
+    """The losses of W8A8 after SmoothQuant, per tensor and per token."""
+    largest = absmax(loaded, calibration, per_column=True)
+    ids = text(loaded, "test", windows)
+    results = {}
+    for alpha in alphas:
+        model = loaded.model if alpha is None else smoothed(loaded.model, largest, alpha)
+        apart = 0.0
+        if alpha is not None:
+            with torch.inference_mode():
+                before, after = (m(ids[None, :128]).logits for m in (loaded.model, model))
+            apart = ((after - before).norm() / before.norm()).item()
+        for per in ("tensor", "token"):
+            rounded = with_layers(model, lambda name, linear: Rounded(linear, per=per))
+            p = perplexity(rounded, ids, max_windows=windows)
+            results[f"{alpha} {per}"] = {"perplexity": p.value, "nll": p.nll, "apart": apart}
+    return results
+
+
+def planted(model, strength, feature=7):
+    """The same function, with one feature of every norm `strength` times as large."""
+    model = copy.deepcopy(model)
+    for block in model.model.layers:
+        a, m = block.self_attn, block.mlp
+        for norm, readers in (
+            (block.input_layernorm, (a.q_proj, a.k_proj, a.v_proj)),
+            (block.post_attention_layernorm, (m.gate_proj, m.up_proj)),
+        ):
+            with torch.no_grad():
+                norm.weight[feature] *= strength
+                for layer in readers:
+                    layer.weight[:, feature] /= strength
+    return model
+
+
+@experiment(model="stories15M", sources=("grid", "outliers", "evaluate"))
+def planted_outlier(loaded, *, strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), windows=16):
+    """The losses on stories with an outlier planted, rounded in four ways."""
+    stories = load_record("part_01.perplexity_on_stories").values["tokens"].flatten()
+    ways = {
+        "float": None,
+        "tensor": {"per": "tensor"},
+        "token": {},
+        "mixed": {"threshold": 6.0},
+        "mixed, float weights": {"threshold": 6.0, "exact": True},
+    }
+    with torch.inference_mode():
+        before = loaded.model(stories[None, :256].long()).logits
+    results = {}
+    for strength in strengths:
+        model = planted(loaded.model, strength)
+        with torch.inference_mode():
+            after = model(stories[None, :256].long()).logits
+        found = {"apart": ((after - before).norm() / before.norm()).item()}
+        for way, options in ways.items():
+            rounded = model
+            if options is not None:
+                rounded = with_layers(model, lambda name, linear: Rounded(linear, **options))
+            p = perplexity(rounded, stories, 256, windows)
+            found[way] = {"perplexity": p.value, "nll": p.nll}
+        results[str(strength)] = found
+    return results
+
+
+@experiment(sources=("kernels.cpu", "kernels.gpu", "benchmark", "mixed", "outliers"))
+def speed(*, size=4096, rows=(1, 16, 256, 1024), outliers=4, rounds=11):
+    """Seconds of a float layer, W8A8 and LLM.int8(), and of its parts."""
+    devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
+    return {device: speed_on(device, size, rows, outliers, rounds) for device in devices}
+
+
+def speed_on(device, size, rows, outliers, rounds):
+    linear = nn.Linear(size, size, bias=False, device=device)
+    w, w16 = linear.weight.detach(), linear.weight.detach().bfloat16()
+    w8a8, mixed = (MixedInt8Linear.from_float(linear, t).to(device) for t in (None, 6.0))
+    exact = MixedInt8Linear.from_float(linear.bfloat16(), 6.0, keep_float=True)
+    weight_only = Int8Linear.from_quantized(quantize(w, Grid(8, "row", narrow_range=True)))
+    results = {}
+    for count in rows:
+        x = torch.randn(count, size, device=device).clamp_(-5, 5)
+        x[:, :: size // outliers] *= 20  # so many outlier columns
+        x[0, :: size // outliers] = 60.0  # in every call
+        x16 = x.bfloat16()
+        found = outlier_features(x16, 6.0)
+        codes = quantize_rows(x16, found).codes
+        ways = {
+            "fp32": lambda: F.linear(x, w),
+            "bf16": lambda: F.linear(x16, w16),
+            "weight only": lambda: weight_only(x16),
+            "w8a8": lambda: w8a8(x16),
+            "mixed": lambda: mixed(x16),
+            "mixed, float weights": lambda: exact(x16),
+            "part: find the outliers": lambda: outlier_features(x16, 6.0),
+            "part: quantize the rows": lambda: quantize_rows(x16, found),
+            "part: multiply integers": lambda: int8_matmul(codes, mixed.packed),
+        }
+        with torch.inference_mode():
+            results[str(count)] = measure(ways, rounds=rounds, device=device)
+    return {"ceilings": ceilings(device), "rows": results, "kept": int(found.sum())}
