@@ -76,7 +76,7 @@ class MixedInt8Linear(QuantizedLinear):
         """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
         outliers = outlier_features(x, self.threshold) if len(x) else outlier_features(x, None)
         kept = outliers.nonzero()[:, 0]  # [k]
-        q = quantize_rows(x, outliers if len(kept) else None)
+        q = quantize_rows(x, self.threshold if len(kept) else None, outliers)
         scale = self.scale.view(1, -1)  # [1, out]
         read = len(kept) if self.float_weight is None else 0  # columns of codes to read
         codes = q.codes

@@ -44,23 +44,32 @@ def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
     return (x.abs() >= threshold).any(0)
 
 
-def quantize_rows(x: Tensor, outliers: Tensor | None = None) -> QuantizedTensor:
-    """The rows of x [tokens, in] in int8, each with a scale of its own; columns that are outliers become 0 first.
+def quantize_rows(x: Tensor, threshold: float | None = None, outliers: Tensor | None = None) -> QuantizedTensor:
+    """The rows of x [tokens, in] in int8, each with a scale of its own; outlier columns get the code 0.
 
-    codes int8 [tokens, in], scale float32 (float64 for float64 x) [tokens, 1] = largest magnitude / 127, 1 for a row of
-    zeros. float16 and bfloat16 are computed in float32, so that nothing overflows. A row with NaN, or with an infinite
-    value that is no outlier, gets the scale NaN: what is multiplied by it becomes NaN, as it would in floating point.
+    threshold  of outlier_features; None: no column is an outlier
+    outliers   bool [in], outlier_features(x, threshold), if it is known already
+
+    codes int8 [tokens, in], scale float32 (float64 for float64 x) [tokens, 1] = largest magnitude below the threshold
+    / 127, 1 for a row without any. Values below the threshold count even in outlier columns: the paper leaves this open,
+    bitsandbytes does so. float16 and bfloat16 are computed in float32, so that nothing overflows. A row with NaN, or
+    with an infinite value that is no outlier, gets the scale NaN: what is multiplied by it becomes NaN, as it would in
+    floating point.
     """
     _check(x)
+    outliers = outlier_features(x, threshold) if outliers is None else outliers
     values = x.detach().to(working_dtype(x.dtype))
-    if outliers is not None:
-        values = values.masked_fill(outliers, 0)
-    largest = values.abs().amax(1, keepdim=True) if x.shape[1] else values.new_zeros((len(x), 1))  # [tokens, 1]
+    magnitude = values.abs()
+    if threshold is not None:
+        magnitude = magnitude.masked_fill_(magnitude >= threshold, 0)
+    largest = magnitude.amax(1, keepdim=True) if x.shape[1] else values.new_zeros((len(x), 1))  # [tokens, 1]
     scale = torch.where(largest > 0, largest / ROW_INT8.qmax, 1.0)
     scale = torch.where(torch.isfinite(largest), scale, torch.nan)
     # a scale so small that it became 0 would divide by 0
     scale = torch.where(scale == 0, torch.finfo(scale.dtype).tiny, scale)
     codes = (values / scale).nan_to_num_(0.0).round_().clamp_(ROW_INT8.qmin, ROW_INT8.qmax).to(torch.int8)
+    if threshold is not None:
+        codes.masked_fill_(outliers, 0)
     return QuantizedTensor(codes, scale, None, None, ROW_INT8)
 
 
@@ -80,7 +89,7 @@ def matmul_mixed(x: Tensor, w: QuantizedTensor, threshold: float | None, float_w
     if float_weight is not None and float_weight.shape != w.shape:
         raise ValueError(f"float_weight must be {list(w.shape)}, got {list(float_weight.shape)}")
     outliers = outlier_features(x, threshold)
-    q = quantize_rows(x, outliers)
+    q = quantize_rows(x, threshold, outliers)
     products = q.codes.double() @ w.codes.double().t()  # [tokens, out], exact integers
     regular = products * q.scale.double() * w.scale.double().t()
     kept = (w.dequantize(torch.float64) if float_weight is None else float_weight.double())[:, outliers]

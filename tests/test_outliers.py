@@ -46,6 +46,13 @@ def test_the_threshold_itself_is_an_outlier():
     assert outlier_features(x, 6.0).tolist() == [True, False, True, False]
 
 
+def test_values_below_the_threshold_count_for_their_row_even_in_outlier_columns():
+    x = torch.tensor([[50.0, 1.0, -2.0], [5.5, 1.0, -2.0]])
+    q = quantize_rows(x, 6.0)
+    assert torch.allclose(q.scale[:, 0] * 127, torch.tensor([2.0, 5.5])) and q.codes[:, 0].tolist() == [0, 0]
+    assert q.codes[:, 1].tolist() == [64, 23] and quantize_rows(x, 6.0, outlier_features(x, 6.0)).codes.equal(q.codes)
+
+
 def test_none_is_w8a8_and_zero_is_weight_only():
     x, w, q = case(7, 48, outliers=(3,))
     rounded = quantize_rows(x).dequantize(torch.float64) @ q.dequantize(torch.float64).t()

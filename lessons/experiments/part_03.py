@@ -41,13 +41,16 @@ class Rounded(nn.Module):
     def forward(self, x):
         rows = x.flatten(0, -2)  # [tokens, in]
         kept = outlier_features(rows, self.threshold)  # [in]
-        rest = rows.masked_fill(kept, 0)
         step = self.step
         if step is None:
+            below = rows.abs()
+            if self.threshold is not None:
+                below = below.masked_fill(below >= self.threshold, 0)
             per = None if self.per == "tensor" else 1
-            largest = rest.abs().amax(per, keepdim=per == 1)
+            largest = below.amax(per, keepdim=per == 1)
             step = torch.where(largest > 0, largest / self.top, 1.0)
-        codes = (rest / step).round().clamp(-self.top, self.top)
+        codes = (rows / step).round().clamp(-self.top, self.top)
+        codes = codes.masked_fill(kept, 0)
         y = (codes * step) @ self.w_hat.t()  # [tokens, out]
         y += rows[:, kept] @ self.w[:, kept].t()
         y = y if self.bias is None else y + self.bias
@@ -313,7 +316,7 @@ def speed_on(device, size, rows, outliers, rounds):
         x[0, :: size // outliers] = 60.0  # in every call
         x16 = x.bfloat16()
         found = outlier_features(x16, 6.0)
-        codes = quantize_rows(x16, found).codes
+        codes = quantize_rows(x16, 6.0, found).codes
         ways = {
             "fp32": lambda: F.linear(x, w),
             "bf16": lambda: F.linear(x16, w16),
@@ -322,7 +325,7 @@ def speed_on(device, size, rows, outliers, rounds):
             "mixed": lambda: mixed(x16),
             "mixed, float weights": lambda: exact(x16),
             "part: find the outliers": lambda: outlier_features(x16, 6.0),
-            "part: quantize the rows": lambda: quantize_rows(x16, found),
+            "part: quantize the rows": lambda: quantize_rows(x16, 6.0, found),
             "part: multiply integers": lambda: int8_matmul(codes, mixed.packed),
         }
         with torch.inference_mode():
