@@ -119,6 +119,79 @@ def test_the_product_is_that_of_float64(
     assert ((y.double() - expected).abs() <= bound).all()
 
 
+
+@needs_compiler
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=rows_of_x,
+    out=st.integers(0, 40),
+    columns=st.one_of(st.integers(0, 200), st.sampled_from([256, 1000, 4096])),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    scale_dtype=st.sampled_from([torch.float16, torch.float32, torch.bfloat16]),
+    threads=st.integers(1, 3),
+    strided=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@example(1, 7, 33, torch.bfloat16, torch.float16, 2, False, 0)
+@example(6, 5, 31, torch.float32, torch.float16, 2, True, 0)
+def test_the_product_of_int8_rows_is_that_of_float64(
+    libraries, path, rows, out, columns, dtype, scale_dtype, threads, strided, seed
+):
+    """The bound of the test above, without a zero."""
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-128, 128, (out, columns), generator=g, dtype=torch.int8)
+    scale = (torch.rand((out, 1), generator=g) * 0.1).to(scale_dtype)
+    shape = (columns, rows) if strided else (rows, columns)
+    x = torch.randn(shape, generator=g).to(dtype)
+    x = x.t() if strided else x
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = compiled.int8_matmul(x, codes, scale, libraries[path])
+    finally:
+        torch.set_num_threads(before)
+
+    w_hat = codes.double() * scale.double()
+    expected, magnitude = x.double() @ w_hat.t(), x.double().abs() @ w_hat.abs().t()
+    u, u32 = torch.finfo(dtype).eps / 2, torch.finfo(torch.float32).eps / 2
+    bound = (u * expected.abs() + (columns + 4) * u32 * magnitude) * (1 + u) + torch.finfo(dtype).tiny
+    assert y.dtype == dtype and y.shape == (rows, out)
+    assert ((y.double() - expected).abs() <= bound).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("path", PATHS)
+def test_nan_and_infinity_reach_their_row_of_int8_products_and_no_other(libraries, path):
+    codes, scale = torch.randint(-128, 128, (9, 50), dtype=torch.int8), torch.rand(9, 1)
+    codes[3, 7] = 0
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(7, 50).to(dtype)
+        x[2, 7], x[5, 49] = torch.inf, torch.nan
+        y = compiled.int8_matmul(x, codes, scale, libraries[path])
+        assert y[5].isnan().all() and y[2, 3].isnan() and not y[2].isfinite().any()
+        assert y[[0, 1, 3, 4, 6]].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.zeros(2, 8, dtype=torch.float16)}, TypeError, r"x must be float32 or bfloat16, .*x\.float\(\)"),
+        ({"codes": torch.zeros(4, 8, dtype=torch.uint8)}, TypeError, "codes must be int8, got torch.uint8"),
+        ({"codes": torch.zeros(4, 9, dtype=torch.int8)}, ValueError, r"x must be \[rows, in\], codes \[out, in\]"),
+        ({"x": torch.zeros(8)}, ValueError, "flatten x"),
+        ({"scale": torch.ones(4)}, ValueError, r"scale \[out, 1\]"),
+        ({"scale": torch.ones(4, 1, device="meta")}, ValueError, "must be on the CPU"),
+    ],
+)
+def test_int8_arguments_that_do_not_fit_are_named(libraries, change, error, message):
+    fits = {"x": torch.zeros(2, 8), "codes": torch.zeros(4, 8, dtype=torch.int8), "scale": torch.ones(4, 1)}
+    with pytest.raises(error, match=message):
+        compiled.int8_matmul(**(fits | change), library=libraries["this CPU"])
+
+
 @needs_compiler
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("block", [64, 32])

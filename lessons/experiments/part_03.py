@@ -142,10 +142,10 @@ def perplexity_of_activations(loaded, *, windows=8, calibration=4, rows=None):
 
 
 @experiment(model=MODEL, sources=("grid", "outliers", "evaluate"))
-def thresholds(loaded, *, bits=(8, 6, 5, 4), at=THRESHOLDS, windows=4):
+def thresholds(loaded, *, bits=(8, 6, 5, 4), at=THRESHOLDS, windows=2):
     """For every number of bits and threshold: perplexity, the layers' error, the share of columns kept."""
     ids = text(loaded, "test", windows)
-    seen = inputs(loaded, ids[:1024])
+    seen = inputs(loaded, ids[:256])
     results = {}
     for b in bits:
         for threshold in at:

@@ -1,7 +1,8 @@
-// y = x · Ŵᵀ where ŵ = (code − zero) · scale: 4-bit codes, a scale and a zero for each row and group of columns.
-// Start from `int4_matmul` near the end; quantlib/kernels/compiled.py builds this file and calls it.
+// y = x · Ŵᵀ where ŵ = (code − zero) · scale: 4-bit codes with a scale and a zero for each row and group of columns, or
+// 8-bit codes with a scale for each row. Start from `int4_matmul` and `int8_matmul` near the end;
+// quantlib/kernels/compiled.py builds this file and calls it.
 //
-// The codes come in the order of PyTorch's CPU kernels. A block is B rows of the matrix (64 or 32), column after
+// Four bits. The codes come in the order of PyTorch's CPU kernels. A block is B rows of the matrix (64 or 32), column after
 // column, B/2 bytes for each: byte r holds row r in its low nibble and row r + B/2 in its high one, as code + 8.
 // So a vector of neighbouring bytes is one column of many rows: every lane of an accumulator is one output, x[k] is
 // broadcast, and nothing is summed across lanes.
@@ -10,6 +11,9 @@
 // Codes are unpacked into registers and serve as many rows as there are accumulators. With AVX-512 that is all: looking
 // codes up in a table costs so little that doing it again for the next rows hardly shows beside their multiplications.
 // Elsewhere a panel of columns is unpacked once into the first-level cache for all rows.
+//
+// Eight bits. The codes come row after row, so a vector of neighbouring bytes is one row of many columns: it is widened
+// and multiplied by as many numbers of x, and the lanes are summed once, at the end of the row.
 
 #include <algorithm>
 #include <cstdint>
@@ -38,6 +42,7 @@ constexpr int TILE_ROWS = 128;          // rows of x that one thread takes at a 
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int Integers __attribute__((vector_size(4 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
 Floats load(const float* from) {
     Floats vector;
@@ -87,6 +92,15 @@ struct Float32 {
     static Floats multiply_add(Floats sum, Weights w, const Number* x) { return sum + w * *x; }
     static float widen(Number x) { return x; }
     static void round(Floats y, Number* to) { store(to, y); }
+
+    static constexpr int NEIGHBOURS = LANES;  // 8-bit codes of one row that are multiplied at once
+    using Codes = Floats;
+    static Codes widen_codes(const int8_t* from) {
+        Bytes codes;
+        std::memcpy(&codes, from, sizeof codes);
+        return __builtin_convertvector(codes, Floats);
+    }
+    static Floats multiply_add_all(Floats sum, Codes w, const Number* x) { return sum + w * load(x); }
 };
 
 #ifdef BFLOAT16_DOT_PRODUCTS
@@ -120,6 +134,18 @@ struct BFloat16 {
     static void round(Floats y, Number* to) {
         __m256bh rounded = _mm512_cvtneps_pbh(y);
         std::memcpy(to, &rounded, sizeof rounded);
+    }
+
+    static constexpr int NEIGHBOURS = 32;
+    using Codes = __m512bh;
+    static Codes widen_codes(const int8_t* from) {  // an integer of eight bits is exact in bfloat16
+        const __m128i* at = reinterpret_cast<const __m128i*>(from);
+        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
+        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)));
+        return _mm512_cvtne2ps_pbh(high, low);
+    }
+    static Floats multiply_add_all(Floats sum, Codes w, const Number* x) {
+        return _mm512_dpbf16_ps(sum, w, (__m512bh)_mm512_loadu_si512(x));
     }
 };
 #endif
@@ -289,6 +315,86 @@ void int4_matmul(const Product<Path>& p) {
     p.block == 64 ? multiply<Path, 64>(p) : multiply<Path, 32>(p);
 }
 
+// --- eight bits
+
+template <class Path>
+struct RowsProduct {  // 9 fields of 8 bytes, which compiled.py writes one after another
+    const typename Path::Number* x;  // [rows, in]
+    const int8_t* codes;             // [out, in]
+    const void* scale;               // [out], float16 or float32
+    typename Path::Number* y;        // [rows, out]
+    int64_t rows, in, out;
+    int64_t half_scale;  // whether scale is float16
+    int64_t threads;
+};
+
+constexpr int ROWS_OF_W = 4;  // at once: each is a stream from memory of its own, and a number of x serves them all
+
+// some rows of x by W rows of the matrix: R at a time, then the rest
+template <class Path, int W, int R>
+void multiply_rows(const RowsProduct<Path>& p, int64_t first, int64_t row, int64_t rows, const float* scale) {
+    using Number = typename Path::Number;
+    constexpr int N = Path::NEIGHBOURS;
+    for (; rows >= R; rows -= R, row += R) {
+        const Number* x = p.x + row * p.in;
+        const int8_t* codes = p.codes + first * p.in;
+        Floats total[W][R] = {};
+        auto add = [&](const int8_t* codes, int64_t codes_stride, const Number* x, int64_t x_stride) {
+            typename Path::Codes w[W];
+#pragma GCC unroll 8
+            for (int i = 0; i < W; i++) w[i] = Path::widen_codes(codes + i * codes_stride);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int i = 0; i < W; i++)
+                    total[i][r] = Path::multiply_add_all(total[i][r], w[i], x + r * x_stride);
+        };
+        int64_t k = 0;
+        for (; k + N <= p.in; k += N) {
+            // the same place in the W rows after these: the hardware's own prefetching ends with the page, and so with
+            // the row of 4096 codes
+            for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + W) * p.in + k);
+            add(codes + k, p.in, x + k, p.in);
+        }
+        if (k < p.in) {  // the last columns, with zeros after them: nothing beyond a row is read
+            int8_t last_codes[W * N] = {};
+            Number last_x[R * N] = {};
+            for (int i = 0; i < W; i++) std::copy(codes + i * p.in + k, codes + (i + 1) * p.in, last_codes + i * N);
+            for (int r = 0; r < R; r++) std::copy(x + r * p.in + k, x + (r + 1) * p.in, last_x + r * N);
+            add(last_codes, N, last_x, N);
+        }
+        for (int r = 0; r < R; r++) {
+            Floats sums = {};
+            for (int i = 0; i < W; i++)
+                for (int lane = 0; lane < LANES; lane++) sums[i] += total[i][r][lane];
+            for (int i = 0; i < W; i++) sums[i] *= scale[i];
+            Number rounded[LANES];
+            Path::round(sums, rounded);
+            std::copy_n(rounded, W, p.y + (row + r) * p.out + first);
+        }
+    }
+    if constexpr (R > 1)
+        if (rows) multiply_rows<Path, W, R - 1>(p, first, row, rows, scale);
+}
+
+template <class Path, int W>
+void multiply_some(const RowsProduct<Path>& p, int64_t first) {
+    constexpr int R = std::min(ACCUMULATORS / ROWS_OF_W, 5);
+    float scale[W];
+    for (int i = 0; i < W; i++)
+        scale[i] = p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[first + i])
+                                : static_cast<const float*>(p.scale)[first + i];
+    multiply_rows<Path, W, R>(p, first, 0, p.rows, scale);
+}
+
+template <class Path>
+void int8_matmul(const RowsProduct<Path>& p) {
+    const int64_t full = p.out / ROWS_OF_W;
+#pragma omp parallel for num_threads(p.threads)
+    for (int64_t i = 0; i < full; i++) multiply_some<Path, ROWS_OF_W>(p, i * ROWS_OF_W);
+    for (int64_t first = full * ROWS_OF_W; first < p.out; first++) multiply_some<Path, 1>(p, first);
+}
+
 }  // namespace
 
 // --- what Python calls
@@ -299,7 +405,10 @@ extern const char quantlib_key[] = QUANTLIB_KEY;  // what it was built from: com
 
 void int4_matmul_float32(const Product<Float32>* p) { int4_matmul(*p); }
 
+void int8_matmul_float32(const RowsProduct<Float32>* p) { int8_matmul(*p); }
+
 #ifdef BFLOAT16_DOT_PRODUCTS
 void int4_matmul_bfloat16(const Product<BFloat16>* p) { int4_matmul(*p); }
+void int8_matmul_bfloat16(const RowsProduct<BFloat16>* p) { int8_matmul(*p); }
 #endif
 }

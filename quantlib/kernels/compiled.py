@@ -1,4 +1,6 @@
-"""The 4-bit product in C++, built on request: the last step of the ladder on a CPU. Start from :func:`int4_matmul`.
+"""Weight-only products in C++, built on request: the last step of the ladder on a CPU.
+
+Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
 `python -m quantlib.kernels.compiled` compiles compiled.cpp for this machine, once, with the compiler that $CXX names,
 or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and nothing has to be: every
@@ -33,21 +35,22 @@ from quantlib.fetch import cache_folder
 SOURCE = Path(__file__).with_name("compiled.cpp")
 NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
-PRODUCT = struct.Struct("5P8q")  # as compiled.cpp declares it
+PRODUCT, ROWS_PRODUCT = struct.Struct("5P8q"), struct.Struct("4P5q")  # as compiled.cpp declares them
 HOW = "build it with: python -m quantlib.kernels.compiled"
 
 
 @dataclass(frozen=True)
 class Library:
-    """The functions of a library that was built.
+    """The functions of a library that was built, by the bits of the codes and the dtype of x.
 
-    float32   takes x in float32, on any CPU
-    bfloat16  takes x in bfloat16; None where the CPU cannot multiply it, and x is converted to float32 and back
+    float32 is there on any CPU. bfloat16 is None where the CPU cannot multiply it: x is converted to float32 and back.
     """
 
     path: Path
-    float32: Callable[..., None]
-    bfloat16: Callable[..., None] | None
+    int4_float32: Callable[[bytes], None]
+    int8_float32: Callable[[bytes], None]
+    int4_bfloat16: Callable[[bytes], None] | None
+    int8_bfloat16: Callable[[bytes], None] | None
 
 
 _loaded: dict[tuple[str, ...], Library] = {}
@@ -103,11 +106,12 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
         functions = ctypes.CDLL(str(path))  # after torch, whose OpenMP threads it then shares
     except OSError:  # unreadable, damaged, or for another machine
         return None
-    for name in ("int4_matmul_float32", "int4_matmul_bfloat16"):
-        if function := getattr(functions, name, None):
+    found = {}
+    for field in ("int4_float32", "int8_float32", "int4_bfloat16", "int8_bfloat16"):
+        function = found[field] = getattr(functions, field.replace("_", "_matmul_"), None)
+        if function:
             function.argtypes, function.restype = [ctypes.c_char_p], None
-    bfloat16 = getattr(functions, "int4_matmul_bfloat16", None)
-    _loaded[flags] = Library(path, functions.int4_matmul_float32, bfloat16)
+    _loaded[flags] = Library(path, **found)
     return _loaded[flags]
 
 
@@ -133,12 +137,10 @@ def int4_matmul(
     Uses torch.get_num_threads() threads. Raises TypeError for a dtype, ValueError for a shape or device that does not
     fit, RuntimeError if the library was not built.
     """
-    library = library or _loaded.get(FLAGS) or _default()
-    if library is None:
-        raise RuntimeError(f"the compiled kernel is not available on this machine: {HOW}")
+    library = library or _built()
     rows, columns, out = _check(x, data, scale, zero_point, group_size)
     dtype = x.dtype
-    if dtype is torch.bfloat16 and library.bfloat16 is None:
+    if dtype is torch.bfloat16 and library.int4_bfloat16 is None:
         return int4_matmul(x.float(), data, scale, zero_point, group_size, library).to(dtype)
     if not (rows and columns and out):
         return x.new_zeros((rows, out))
@@ -163,7 +165,46 @@ def int4_matmul(
         data.shape[2] * 2,
         torch.get_num_threads(),
     )
-    (library.bfloat16 if dtype is torch.bfloat16 else library.float32)(product)
+    (library.int4_bfloat16 if dtype is torch.bfloat16 else library.int4_float32)(product)
+    return y
+
+
+def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor, library: Library | None = None) -> Tensor:
+    """x · Ŵᵀ for a matrix whose rows have one scale each: ŵ = code · scale. Sums are in float32.
+
+    x        float32 or bfloat16 [rows, in], rows ≥ 0
+    codes    int8 [out, in], in the order of pack_weight's layout "rows"
+    scale    floating point [out, 1]; float16 as it is, others as float32
+    library  by default the one that build() makes
+    returns  [rows, out] in the dtype of x
+
+    Uses torch.get_num_threads() threads. Raises TypeError for a dtype, ValueError for a shape or device that does not
+    fit, RuntimeError if the library was not built.
+    """
+    library = library or _built()
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"x must be float32 or bfloat16, got {x.dtype}: call x.float()")
+    if codes.dtype is not torch.int8:
+        raise TypeError(f"codes must be int8, got {codes.dtype}: pack them with pack_weight(q, layout='rows')")
+    if x.ndim != 2 or codes.ndim != 2 or x.shape[1] != codes.shape[1] or tuple(scale.shape) != (codes.shape[0], 1):
+        raise ValueError(
+            f"x must be [rows, in], codes [out, in] and scale [out, 1], got {list(x.shape)}, {list(codes.shape)} and "
+            f"{list(scale.shape)}: flatten x, or quantize with one scale a row"
+        )
+    if not (x.is_cpu and codes.is_cpu and scale.is_cpu):
+        raise ValueError(f"x, codes and scale must be on the CPU, x is on {x.device}: call .cpu()")
+    dtype, (rows, columns), out = x.dtype, x.shape, codes.shape[0]
+    if dtype is torch.bfloat16 and library.int8_bfloat16 is None:
+        return int8_matmul(x.float(), codes, scale, library).to(dtype)
+    if not (rows and columns and out):
+        return x.new_zeros((rows, out))
+    x, codes = x.contiguous(), codes.contiguous()  # held by name while C++ reads them
+    scale = (scale if scale.dtype is torch.float16 else scale.float()).contiguous()
+    y = x.new_empty((rows, out))
+    pointers = (t.data_ptr() for t in (x, codes, scale, y))
+    half = scale.dtype is torch.float16
+    product = ROWS_PRODUCT.pack(*pointers, rows, columns, out, half, torch.get_num_threads())
+    (library.int8_bfloat16 if dtype is torch.bfloat16 else library.int8_float32)(product)
     return y
 
 
@@ -197,6 +238,13 @@ def _refuse_shapes(x: Tensor, data: Tensor) -> None:
         f"x must be [rows, in] and data [out/B, in, B/2] with B = 64 or 32, got {list(x.shape)} and "
         f"{list(data.shape)}: flatten x, or pack with pack_weight(q, layout='int4pack')"
     )
+
+
+def _built() -> Library:
+    library = _loaded.get(FLAGS) or _default()
+    if library is None:
+        raise RuntimeError(f"the compiled kernel is not available on this machine: {HOW}")
+    return library
 
 
 def _default() -> Library | None:
@@ -242,7 +290,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(str(error))
     library = load()
-    dots = "has" if library is not None and library.bfloat16 else "has no"
+    dots = "has" if library is not None and library.int4_bfloat16 else "has no"
     print(f"{path} is built; this CPU {dots} dot products of bfloat16.")
 
 

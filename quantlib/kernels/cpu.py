@@ -177,12 +177,16 @@ def _workspace_bf16_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> s
 def _compiled_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | None:
     if not compiled.available():
         return "it was not built: python -m quantlib.kernels.compiled"
-    if p.layout != "int4pack":
-        return f"it reads PyTorch's int4 order, not {p.layout}"
-    return None if dtype in (torch.float32, torch.bfloat16) else f"it knows float32 and bfloat16, x is {dtype}"
+    if p.layout not in ("int4pack", "rows") or (p.layout == "rows" and p.nibbles):
+        return f"it reads PyTorch's int4 order and int8 rows, not {p.layout}" + (" of nibbles" if p.nibbles else "")
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"it knows float32 and bfloat16, x is {dtype}".replace("torch.", "")
+    return only_rows_of_scales(p.grid, p.groups) if p.layout == "rows" else None
 
 
 def _compiled(x: Tensor, p: PackedWeight) -> Tensor:
+    if p.layout == "rows":
+        return compiled.int8_matmul(x, p.data, p.scale.view(-1, 1).expand(p.out_features, 1))
     return compiled.int4_matmul(x, p.data, p.scale, p.zero_points(), p.group_size)
 
 
