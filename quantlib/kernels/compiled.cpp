@@ -351,9 +351,9 @@ void multiply_rows(const RowsProduct<Path>& p, int64_t first, int64_t row, int64
         };
         int64_t k = 0;
         for (; k + N <= p.in; k += N) {
-            // the same place in the W rows after these: the hardware's own prefetching ends with the page, and so with
-            // the row of 4096 codes
-            for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + W) * p.in + k);
+            // the same place some rows on, into the second-level cache: the hardware's own prefetching ends with the page,
+            // and so with a row of 4096 codes
+            for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + 2 * W) * p.in + k, 0, 2);
             add(codes + k, p.in, x + k, p.in);
         }
         if (k < p.in) {  // the last columns, with zeros after them: nothing beyond a row is read
