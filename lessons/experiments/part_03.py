@@ -113,20 +113,26 @@ def absmax(loaded, windows, per_column=False):
     return found
 
 
-@experiment(model=MODEL, sources=("grid", "outliers", "mixed", "convert", "evaluate"))
+@experiment(model=MODEL, sources=(
+    "grid", "outliers", "mixed", "convert", "evaluate"))
 def perplexity_of_activations(loaded, *, windows=8, calibration=4, rows=None):
     """The losses of W8A8 in its variants, and of LLM.int8()."""
     largest = absmax(loaded, calibration)
     make = {
         "float": None,
-        "weights only": lambda name, linear: Rounded(linear, threshold=0.0),
+        "weights only": lambda name, linear: Rounded(
+            linear, threshold=0.0),
         "tensor": lambda name, linear: Rounded(linear, per="tensor"),
-        "tensor, static": lambda name, linear: Rounded(linear, step=largest[name] / 127),
+        "tensor, static": lambda name, linear: Rounded(
+            linear, step=largest[name] / 127),
         "token": lambda name, linear: Rounded(linear),
         "mixed": lambda name, linear: Rounded(linear, threshold=6.0),
-        "mixed, float weights": lambda name, linear: Rounded(linear, threshold=6.0, exact=True),
-        "mixed, all columns": lambda name, linear: Rounded(linear, threshold=0.0, exact=True),
-        "mixed, per tensor": lambda name, linear: Rounded(linear, per="tensor", threshold=6.0),
+        "mixed, float weights": lambda name, linear: Rounded(
+            linear, threshold=6.0, exact=True),
+        "mixed, all columns": lambda name, linear: Rounded(
+            linear, threshold=0.0, exact=True),
+        "mixed, per tensor": lambda name, linear: Rounded(
+            linear, per="tensor", threshold=6.0),
     }
     ids = text(loaded, "test", windows)
     results = {}
@@ -135,7 +141,8 @@ def perplexity_of_activations(loaded, *, windows=8, calibration=4, rows=None):
             method = LLMInt8(6.0 if "6" in row else None)
             model, _ = quantize_model(loaded.model, method)
         else:
-            model = loaded.model if make[row] is None else with_layers(loaded.model, make[row])
+            model = loaded.model if make[row] is None else with_layers(
+                loaded.model, make[row])
         p = perplexity(model, ids, max_windows=windows)
         results[row] = {"perplexity": p.value, "nll": p.nll}
     return results
@@ -267,10 +274,14 @@ def planted(model, strength, feature=7):
     return model
 
 
-@experiment(model="stories15M", sources=("grid", "outliers", "evaluate"))
-def planted_outlier(loaded, *, strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), windows=16):
+@experiment(
+    model="stories15M", sources=("grid", "outliers", "evaluate"))
+def planted_outlier(
+        loaded, *,
+        strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), windows=16):
     """The losses on stories with an outlier planted, rounded in four ways."""
-    stories = load_record("part_01.perplexity_on_stories").values["tokens"].flatten()
+    stories = load_record(
+        "part_01.perplexity_on_stories").values["tokens"].flatten()
     ways = {
         "float": None,
         "tensor": {"per": "tensor"},
@@ -285,11 +296,13 @@ def planted_outlier(loaded, *, strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
         model = planted(loaded.model, strength)
         with torch.inference_mode():
             after = model(stories[None, :256].long()).logits
-        found = {"apart": ((after - before).norm() / before.norm()).item()}
+        found = {
+            "apart": ((after - before).norm() / before.norm()).item()}
         for way, options in ways.items():
             rounded = model
             if options is not None:
-                rounded = with_layers(model, lambda name, linear: Rounded(linear, **options))
+                rounded = with_layers(model, lambda name, linear: Rounded(
+                    linear, **options))
             p = perplexity(rounded, stories, 256, windows)
             found[way] = {"perplexity": p.value, "nll": p.nll}
         results[str(strength)] = found
