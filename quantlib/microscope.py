@@ -28,13 +28,16 @@ _GAP = 20  # units between lines
 _MOST_POINTS = 31  # a grid with more points is shown by its two ends
 
 
-def microscope(w: Tensor, q: QuantizedTensor, stages: Mapping[str, bytes | Sequence] | None = None) -> Figure:
+def microscope(
+    w: Tensor, q: QuantizedTensor, stages: Mapping[str, bytes | Sequence] | None = None, name: str = "weight"
+) -> Figure:
     """Draw weights from float to bytes.
 
     w       float [n], n a multiple of 32: part of a row, as trained
     q       the same weights on their grid: codes int8 [1, n], in the order of w
     stages  what comes after the packed bytes, name -> bytes (shown in hexadecimal), whole numbers (words of 32 bits, in
             hexadecimal), other numbers, or words; spread evenly under the weights
+    name    what w holds
 
     Raises ValueError if w and q do not belong together.
 
@@ -60,7 +63,7 @@ def microscope(w: Tensor, q: QuantizedTensor, stages: Mapping[str, bytes | Seque
     for line in range(lines):
         part = slice(line * _LINE, (line + 1) * _LINE)
         top = line * (height + _GAP)
-        _weights(ax, top, values[part], rounded[part], _points(q, part), reach)
+        _weights(ax, top, values[part], rounded[part], _points(q, part), reach, name)
         _codes(ax, top + _BAND, q.codes[0, part].tolist(), code_height)
         _errors(ax, top + _BAND + code_height, values[part] - rounded[part], _steps(q, part))
         for place, (name, items) in enumerate(rows.items()):
@@ -94,7 +97,9 @@ def _points(q: QuantizedTensor, part: slice) -> np.ndarray:
     return (codes[:, None] - zero) * _steps(q, part)
 
 
-def _weights(ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, points: np.ndarray, reach: float) -> None:
+def _weights(
+    ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, points: np.ndarray, reach: float, name: str
+) -> None:
     x, middle, unit = _columns(), top + _BAND / 2, (_BAND / 2 - 4) / reach
     for start, end in _runs(points):
         left, right = x[start] - _COLUMN * 0.42, x[end - 1] + _COLUMN * 0.42
@@ -102,7 +107,7 @@ def _weights(ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, poin
     _dashes(ax, x - _COLUMN * 0.42, x + _COLUMN * 0.42, middle - rounded * unit, 2.2)
     ax.plot([_LEFT, _WIDTH], [middle, middle], color=HAIR, lw=0.7)
     comb(ax, x, middle, middle - values * unit, EXACT, 1.8)
-    _name(ax, middle, "weight", EXACT)
+    _name(ax, middle, name, EXACT)
 
 
 def _dashes(

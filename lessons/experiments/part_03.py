@@ -115,7 +115,8 @@ def absmax(loaded, windows, per_column=False):
 
 @experiment(model=MODEL, sources=(
     "grid", "outliers", "mixed", "convert", "evaluate"))
-def perplexity_of_activations(loaded, *, windows=8, calibration=4, rows=None):
+def perplexity_of_activations(
+        loaded, *, windows=8, calibration=4, rows=None):
     """The losses of W8A8 in its variants, and of LLM.int8()."""
     largest = absmax(loaded, calibration)
     make = {
@@ -279,7 +280,7 @@ def planted(model, strength, feature=7):
 def planted_outlier(
         loaded, *,
         strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), windows=16):
-    """The losses on stories with an outlier planted, rounded in four ways."""
+    """The losses on stories with an outlier planted, rounded or not."""
     stories = load_record(
         "part_01.perplexity_on_stories").values["tokens"].flatten()
     ways = {
