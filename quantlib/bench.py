@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from quantlib.benchmark import Benchmark
 from quantlib.ceilings import Ceilings
@@ -11,6 +12,34 @@ from quantlib.decoding import TokenRates
 from quantlib.records import load_record
 
 FLOATS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the kernels are meant to reach on a kind of CPU.
+
+    ways   how the names of the ways begin;  rows: of x
+    gain   at least so many times as fast as the best float route, on every shape
+    share  and, where it is not 0, reading at least so much of the machine's measured bandwidth
+    """
+
+    ways: str
+    rows: int
+    gain: float
+    share: float = 0.0
+
+
+AIMS = {  # by the ability that a CPU has, the first that fits
+    "avx512_bf16": (
+        Aim("int8 ", 1, 2.5, 0.65), Aim("int4 int4pack", 1, 3.5, 0.55), Aim("int4 compiled", 1, 5.0),
+        Aim("int4 compiled", 16, 1.5), Aim("int4 compiled", 64, 1.0), Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4),
+        Aim("int4 ", 64, 0.5), Aim("int8 ", 256, 0.5), Aim("int4 ", 256, 0.5),
+    ),
+    "avx2": (
+        Aim("int8 ", 1, 1.4), Aim("int4 int4pack", 1, 1.3), Aim("int4 compiled", 1, 2.2), Aim("w8a8", 16, 1.5),
+        Aim("w8a8", 64, 1.5), Aim("w8a8", 256, 1.5), Aim("int4 ", 64, 0.6), Aim("int4 ", 256, 0.6),
+    ),
+}  # fmt: skip
 
 
 def main() -> int:
@@ -24,6 +53,8 @@ def main() -> int:
     for device, measured in speed.values.items():
         print(f"\n{speed.machine.gpu if device == 'cuda' else device}")
         print("\n".join(table(measured)))
+        if device == "cpu":
+            print("\n".join(aims(measured, speed.machine.abilities)))
     rates = TokenRates.from_values(decoding.values["rates"])
     best = max(FLOATS, key=lambda name: rates[name])
     print(f"\ngreedy decoding of {decoding.model}, against {best}:")
@@ -43,6 +74,30 @@ def table(measured: Mapping) -> Iterator[str]:
         yield f"{shape}, rows {rows}: ms at p10, times as fast as {best}, share of the read bandwidth"
         for way, m in sorted(benchmark.measurements.items(), key=lambda item: item[1].p10):
             yield f"  {way:22} {1e3 * m.p10:9.3f}  {benchmark.ratio(best, way)!s:22} {limits.share_of_read(m):5.0%}"
+
+
+def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
+    """Lines: what was aimed at on such a CPU, and what the worst of the shapes reached."""
+    kind = next((ability for ability in AIMS if ability in abilities), None)
+    if kind is None:
+        yield f"no aims are known for a CPU without {' or '.join(AIMS)}"
+        return
+    limits = Ceilings.from_values(measured["ceilings"])
+    shapes = {name: Benchmark.from_values(values) for name, values in measured["products"].items()}
+    yield f"aims for a CPU with {kind}, on every shape:"
+    for aim in AIMS[kind]:
+        reached = []
+        for name, benchmark in shapes.items():
+            ways = [w for w in benchmark.measurements if w.startswith(aim.ways) and not w.endswith("naive")]
+            if name.endswith(f" {aim.rows}") and ways:
+                best = min(ways, key=lambda way: benchmark[way].p10)
+                ratio = benchmark.ratio(best_float(benchmark), best).value
+                reached.append((ratio, limits.share_of_read(benchmark[best])))
+        if reached:
+            gain, share = (min(values) for values in zip(*reached, strict=True))
+            met = "met" if gain >= aim.gain and share >= aim.share else "missed"
+            of_read = f", {share:.0%} of {aim.share:.0%} of the read bandwidth" if aim.share else ""
+            yield f"  {aim.ways.strip():14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×{of_read}: {met}"
 
 
 def best_float(benchmark: Benchmark) -> str:

@@ -30,6 +30,23 @@ def test_ratios_are_against_the_faster_float_route_and_ways_are_in_order():
     assert "0.50×" in lines[4]
 
 
+def test_aims_take_the_best_way_on_the_worst_shape():
+    values = measured(fp32=(4.0, 4), bf16=(2.0, 4), **{"int4 slow": (9.0, 4), "int4 fast": (3.0, 4), "int4 naive": (1.0, 4)})
+    values["products"] = {"64x32 64": values["products"]["64x32 4"]}
+    lines = list(bench.aims(values, ("avx2", "avx512_bf16")))
+    assert lines == ["aims for a CPU with avx512_bf16, on every shape:", "  int4             64 rows: 0.67× of 0.5×: met"]
+    slower = measured(fp32=(4.0, 4), bf16=(2.0, 4), **{"int4 fast": (5.0, 4)})["products"]["64x32 4"]
+    values["products"]["32x32 64"] = slower
+    assert list(bench.aims(values, ("avx2",)))[1].endswith("0.40× of 0.6×: missed")
+    assert "no aims are known" in next(bench.aims(values, ("neon",)))
+
+
+def test_an_aim_may_ask_for_bandwidth():
+    values = measured(bf16=(2.0, 20_000_000), fp32=(4.0, 4), **{"int8 a": (0.5, 1_000_000)})
+    values["products"] = {"64x32 1": values["products"]["64x32 4"]}
+    assert list(bench.aims(values, ("avx512_bf16",)))[1].endswith("4.00× of 2.5×, 10% of 65% of the read bandwidth: missed")
+
+
 def test_without_a_record_it_says_what_to_run(monkeypatch, capsys):
     def missing(name):
         raise FileNotFoundError(f"{name} was never recorded")

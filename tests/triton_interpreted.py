@@ -104,6 +104,21 @@ def test_extreme_codes_are_summed_exactly():
     assert triton_w8a8.w8a8(codes, codes).item() == 256 * 128**2
 
 
+def test_the_operands_that_meet_are_integers_and_so_is_their_sum(monkeypatch):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    met, multiply = [], InterpreterBuilder.create_dot
+
+    def watched(self, a, b, d, *rest):
+        met.append((str(a.dtype), str(b.dtype), str(d.dtype)))
+        return multiply(self, a, b, d, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", watched)
+    codes = torch.randint(-128, 128, (5, 70), dtype=torch.int8)
+    triton_w8a8.w8a8(codes, codes, torch.rand(5), torch.rand(5), dtype=torch.float16)
+    assert met and set(met) == {("int8", "int8", "int32")}
+
+
 def test_the_interpreter_is_told_from_a_gpu():
     assert interpreting(triton_w8a16.w8a16_kernel)
 
