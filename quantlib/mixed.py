@@ -3,9 +3,10 @@
 Both sides of the product are int8: the weight with a scale a row, x with a scale a token, found at run time. Columns of
 x that reach the threshold are taken out first and multiplied as floats.
 
-The outlier columns of the weight are read through the integer product itself: rows of the identity are multiplied along
-with x and come back as columns of codes. So the codes may lie in whatever order the fast kernel wants, and no second
-copy of them is kept.
+The outlier columns of the weight are read through the integer product itself, so that the codes may lie in whatever
+order the fast kernel wants, and no second copy of them is kept. There are two ways, and the one with fewer rows is
+taken: rows of the identity, multiplied along with x, come back as columns of codes, one for each outlier column; or the
+outliers of each row of x, which eight bits cannot hold, are written as two or three rows that can (quantlib.digits).
 
 Source: Dettmers et al. 2022 (arXiv:2208.07339), section 3. The plain version is quantlib.outliers.matmul_mixed.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quantlib.digits import digits
 from quantlib.grid import QuantizedTensor, quantize
 from quantlib.kernels import PackedWeight, int8_matmul, pack_weight, unpack_weight
 from quantlib.kernels.packed import cannot_hold
@@ -78,17 +80,23 @@ class MixedInt8Linear(QuantizedLinear):
         kept = outliers.nonzero()[:, 0]  # [k]
         q = quantize_rows(x, self.threshold if len(kept) else None, outliers)
         scale = self.scale.view(1, -1)  # [1, out]
-        read = len(kept) if self.float_weight is None else 0  # columns of codes to read
-        codes = q.codes
-        if read:
-            units = torch.zeros((read, self.in_features), dtype=torch.int8, device=x.device)
-            units[torch.arange(read, device=x.device), kept] = 1
-            codes = torch.cat((codes, units))  # [rows + k, in]
-        products = int8_matmul(codes, self.packed)  # [rows + k, out]
-        y = products[: len(x)] * (q.scale.to(products.dtype) * scale)
-        if len(kept):
-            columns = products[len(x) :] * scale if read else self.float_weight[:, kept].t().float()  # [k, out]
-            y = torch.addmm(y, x[:, kept].float(), columns)
+        if not len(kept):
+            y = int8_matmul(q.codes, self.packed) * (q.scale.float() * scale)
+        elif self.float_weight is not None:
+            y = int8_matmul(q.codes, self.packed) * (q.scale.float() * scale)
+            y = torch.addmm(y, x[:, kept].float(), self.float_weight[:, kept].t().float())
+        elif (count := 2 if x.itemsize == 2 else 3) * len(x) < len(kept) and bool(torch.isfinite(x).all()):
+            parts = [q, *digits(x.masked_fill(~outliers, 0), count)]
+            products = int8_matmul(torch.cat([part.codes for part in parts]), self.packed)  # [(1 + count) rows, out]
+            y = sum(
+                product * (part.scale.float() * scale) for product, part in zip(products.split(len(x)), parts, strict=True)
+            )
+        else:
+            units = torch.zeros((len(kept), self.in_features), dtype=torch.int8, device=x.device)
+            units[torch.arange(len(kept), device=x.device), kept] = 1
+            products = int8_matmul(torch.cat((q.codes, units)), self.packed)  # [rows + k, out]
+            y = products[: len(x)] * (q.scale.float() * scale)
+            y = torch.addmm(y, x[:, kept].float(), products[len(x) :] * scale)
         return y.to(x.dtype)
 
     def _hold(self, packed: PackedWeight) -> None:

@@ -45,6 +45,27 @@ def test_a_layer_is_the_plain_decomposition(out, columns, tokens, seed, bias, th
     assert bool(((y - expected).abs() <= 2e-6 * columns**0.5 * size).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tokens, outliers", [(1, 3), (1, 4), (1, 200), (2, 40), (5, 100), (20, 40)])
+def test_few_tokens_with_many_outliers_take_another_way_to_the_same_result(dtype, tokens, outliers):
+    linear, x = case(48, 256, tokens, outliers=range(outliers))
+    x[:, :outliers] += 20 * x[:, :outliers].sign()
+    x = x.to(dtype)
+    layer = MixedInt8Linear.from_float(linear, 6.0)
+    expected = reference(layer, linear, x)
+    size = x.abs().double() @ linear.weight.abs().double().t() + 1
+    eps = torch.finfo(dtype).eps if dtype.itemsize == 2 else 4e-7
+    assert bool(((layer(x) - expected).abs() <= (eps + 2e-5 * (dtype.itemsize == 2)) * size).all())
+
+
+def test_an_infinite_outlier_among_many_stays_infinite():
+    linear, x = case(16, 64, 1, outliers=range(40))
+    x[0, :40] += 20 * x[0, :40].sign()
+    x[0, 7] = torch.inf
+    layer = MixedInt8Linear.from_float(linear, 6.0)
+    assert layer(x).isinf().all() and reference(layer, linear, x).isinf().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_values_near_its_end(dtype):
     linear, x = case(16, 32, 4)

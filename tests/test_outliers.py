@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlib import Grid, quantize
+from quantlib.digits import digits
 from quantlib.outliers import (
     ROW_INT8,
     massive_activations,
@@ -44,6 +45,17 @@ def test_fewer_columns_are_kept_at_a_higher_threshold(tokens, columns, seed, thr
 def test_the_threshold_itself_is_an_outlier():
     x = torch.tensor([[6.0, 5.999, -6.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert outlier_features(x, 6.0).tolist() == [True, False, True, False]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 90), st.integers(1, 4), st.integers(0, 999))
+def test_digits_add_up_to_what_eight_bits_cannot_hold(tokens, columns, count, seed):
+    x, *_ = case(tokens, columns, seed=seed, outliers=(0,))
+    x = x.double() * 10.0 ** torch.randint(-3, 3, (tokens, 1))
+    parts = digits(x, count)
+    assert len(parts) == count and all(part.codes.dtype == torch.int8 for part in parts)
+    missed = (x - sum(part.dequantize(torch.float64) for part in parts)).abs()
+    assert bool((missed <= 1.001 * x.abs().amax(1, keepdim=True) / 254 / 254.0 ** (count - 1)).all())
 
 
 def test_values_below_the_threshold_count_for_their_row_even_in_outlier_columns():
