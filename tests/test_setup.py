@@ -121,6 +121,9 @@ def sources() -> dict[str, str]:
     return found
 
 
+PEERS = {"bitsandbytes"}  # compared with where they are installed, never needed
+
+
 def test_everything_that_is_imported_is_listed():
     found, owners, unlisted = sources(), packages_distributions(), {}
     own = {"quantlib", "tests", "lessons", *(Path(file).stem for file in found)}
@@ -129,7 +132,7 @@ def test_everything_that_is_imported_is_listed():
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules = [node.module]
-            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - own:
+            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - own - PEERS:
                 if not any(canonicalize_name(owner) in REQUIRED for owner in owners.get(top, [])):
                     unlisted.setdefault(top, set()).add(file)
     assert not unlisted, "add these to requirements.txt and pyproject.toml, or do without them"
