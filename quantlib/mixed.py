@@ -23,6 +23,8 @@ from quantlib.kernels.packed import cannot_hold
 from quantlib.layers import QuantizedLinear
 from quantlib.outliers import ROW_INT8, outlier_features, quantize_rows
 
+CHUNK_BYTES = 2**21  # of float32: what a core's second-level cache holds
+
 
 class MixedInt8Linear(QuantizedLinear):
     """y = x · Ŵᵀ + bias, with x and W in int8 but for the outlier columns of x.
@@ -78,25 +80,27 @@ class MixedInt8Linear(QuantizedLinear):
         """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
         outliers = outlier_features(x, self.threshold) if len(x) else outlier_features(x, None)
         kept = outliers.nonzero()[:, 0]  # [k]
-        q = quantize_rows(x, self.threshold if len(kept) else None, outliers)
+        q = quantize_in_pieces(x, self.threshold if len(kept) else None, outliers)
         scale = self.scale.view(1, -1)  # [1, out]
+
+        def scaled(product: Tensor, step: Tensor) -> Tensor:
+            return product.mul_(step.float()).mul_(scale)  # in place: large new tensors cost more than their arithmetic
+
         if not len(kept):
-            y = int8_matmul(q.codes, self.packed) * (q.scale.float() * scale)
+            y = scaled(int8_matmul(q.codes, self.packed), q.scale)
         elif self.float_weight is not None:
-            y = int8_matmul(q.codes, self.packed) * (q.scale.float() * scale)
-            y = torch.addmm(y, x[:, kept].float(), self.float_weight[:, kept].t().float())
+            y = scaled(int8_matmul(q.codes, self.packed), q.scale)
+            y.addmm_(x[:, kept].float(), self.float_weight[:, kept].t().float())
         elif (count := 2 if x.itemsize == 2 else 3) * len(x) < len(kept) and bool(torch.isfinite(x).all()):
             parts = [q, *digits(x.masked_fill(~outliers, 0), count)]
             products = int8_matmul(torch.cat([part.codes for part in parts]), self.packed)  # [(1 + count) rows, out]
-            y = sum(
-                product * (part.scale.float() * scale) for product, part in zip(products.split(len(x)), parts, strict=True)
-            )
+            y = scaled(products, torch.cat([part.scale for part in parts])).view(len(parts), len(x), -1).sum(0)
         else:
             units = torch.zeros((len(kept), self.in_features), dtype=torch.int8, device=x.device)
             units[torch.arange(len(kept), device=x.device), kept] = 1
             products = int8_matmul(torch.cat((q.codes, units)), self.packed)  # [rows + k, out]
-            y = products[: len(x)] * (q.scale.float() * scale)
-            y = torch.addmm(y, x[:, kept].float(), products[len(x) :] * scale)
+            y = scaled(products[: len(x)], q.scale)
+            y.addmm_(x[:, kept].float(), products[len(x) :].mul_(scale))
         return y.to(x.dtype)
 
     def _hold(self, packed: PackedWeight) -> None:
@@ -136,6 +140,14 @@ class MixedInt8Linear(QuantizedLinear):
             error_msgs.append(f"{name} must be at least 0, or NaN for none, got {threshold}: the checkpoint is damaged")
         else:
             self.threshold = None if threshold != threshold else threshold
+
+
+def quantize_in_pieces(x: Tensor, threshold: float | None, outliers: Tensor) -> QuantizedTensor:
+    """quantize_rows, so few rows at a time that what it computes on the way stays in cache."""
+    rows = max(1, CHUNK_BYTES // (4 * max(1, x.shape[1])))
+    parts = [quantize_rows(chunk, threshold, outliers) for chunk in x.split(rows)] or [quantize_rows(x)]
+    codes, scales = (torch.cat(tensors) for tensors in zip(*((part.codes, part.scale) for part in parts), strict=True))
+    return QuantizedTensor(codes, scales, None, None, ROW_INT8)
 
 
 class _Product(torch.autograd.Function):

@@ -318,6 +318,8 @@ def speed(*, size=4096, rows=(1, 16, 256, 1024), outliers=4, rounds=11):
 
 
 def speed_on(device, size, rows, outliers, rounds):
+    from quantlib.mixed import quantize_in_pieces
+
     linear = nn.Linear(size, size, bias=False, device=device)
     w, w16 = linear.weight.detach(), linear.weight.detach().bfloat16()
     w8a8, mixed = (MixedInt8Linear.from_float(linear, t).to(device) for t in (None, 6.0))
@@ -339,7 +341,7 @@ def speed_on(device, size, rows, outliers, rounds):
             "mixed": lambda: mixed(x16),
             "mixed, float weights": lambda: exact(x16),
             "part: find the outliers": lambda: outlier_features(x16, 6.0),
-            "part: quantize the rows": lambda: quantize_rows(x16, 6.0, found),
+            "part: quantize the rows": lambda: quantize_in_pieces(x16, 6.0, found),
             "part: multiply integers": lambda: int8_matmul(codes, mixed.packed),
         }
         with torch.inference_mode():
