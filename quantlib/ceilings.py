@@ -9,7 +9,7 @@ any program gets; these ceilings are what PyTorch itself reaches on the same mac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -24,6 +24,7 @@ CACHES = 4  # times the last-level cache: the least that is read
 LEAST_BYTES = {"cpu": 2**27, "cuda": 2**30}  # shorter reads do not reach full speed
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 COLUMNS = 8192  # of the matrix that the one-row product reads
+READ = "read"  # the candidate of a benchmark that reads and does nothing else
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class Ceilings:
             return cls(**{**values, "matmul_gflop_per_s": MappingProxyType(dict(values["matmul_gflop_per_s"]))})
         except (KeyError, TypeError) as error:
             raise ValueError(f"values are not those of Ceilings: {error!r}") from None
+
+    def beside(self, benchmark: Benchmark) -> Ceilings:
+        """These limits with the bandwidth of a benchmark's candidate READ, which took turns with the others.
+
+        Neighbours on the same memory leave more of it in one minute than in the next, so a share is of the bandwidth
+        of its own rounds. KeyError if reading was not among the candidates.
+        """
+        return replace(self, read_gb_per_s=benchmark[READ].gb_per_s)
 
     def share_of_read(self, measurement: Measurement) -> float:
         """The bandwidth of a candidate over that of reading, both at p10; 1 is the limit.
@@ -110,6 +119,19 @@ def ceilings(
         str(device),
         moved.conditions.threads,
     )
+
+
+def reader(way: str, device: str | torch.device = "cpu") -> tuple[Callable[[], Tensor], int]:
+    """A call that reads a large buffer in one of the ways of `ceilings` (its read_by), and the buffer's bytes.
+
+    As the candidate READ of a benchmark it gives the bandwidth for `Ceilings.beside`. Raises ValueError for a way that
+    there is not.
+    """
+    buffer = _large_buffer(torch.device(device))
+    ways = _ways_to_read(buffer)
+    if way not in ways:
+        raise ValueError(f"way must be one of {', '.join(ways)}, got {way!r}")
+    return ways[way], buffer.nbytes
 
 
 def roofline(flops: int, bytes_moved: int, ceilings: Ceilings, dtype: str | torch.dtype) -> float:

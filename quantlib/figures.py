@@ -169,8 +169,7 @@ class Stage:
 
     def picture(self) -> Picture:
         """The axes and what was added to them so far."""
-        added = svg.picture_of(self._added(), self.figure, VARIABLES)
-        return Picture(self._still.box, self._still.elements + added.elements)
+        return svg.picture_of(self._added(), self.figure, VARIABLES).over(self._still)
 
     def _added(self) -> list[Artist]:
         return [artist for ax in self.figure.axes for artist in ax.get_children() if id(artist) not in self._kept]

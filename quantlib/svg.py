@@ -41,6 +41,11 @@ class Picture:
     box: tuple[float, float]
     elements: tuple[str, ...]
 
+    def over(self, below: Picture) -> Picture:
+        """Painted over another picture. What both define, a clip or a marker, is defined once."""
+        known = {element for element in below.elements if element.startswith("<defs>")}
+        return replace(below, elements=below.elements + tuple(e for e in self.elements if e not in known))
+
     def within(self, name: str) -> Picture:
         """The same picture with ids that start with name, so that several can live on one page."""
         return replace(
@@ -89,13 +94,15 @@ def _rewrite(source: str, figure: Figure, colours: Mapping[str, str]) -> Picture
 
 
 def _leaves(parent: ET.Element, colours: Mapping[str, str]):
-    """What is painted, flat and in order; groups that say nothing are opened, definitions lose their style sheet."""
+    """What is painted, flat and in order, each definition by itself; groups that say nothing are opened."""
     for element in parent:
         tag = _local(element.tag)
         if tag == "g" and not set(element.keys()) - {"id"}:
             yield from _leaves(element, colours)
-        elif tag in ("defs", "g", "path", "use", "text", "image"):
-            text = _write(element, colours, defined=tag == "defs")
+        elif tag == "defs":
+            yield from (f"<defs>{text}</defs>" for child in element if (text := _write(child, colours, defined=True)))
+        elif tag in ("g", "path", "use", "text", "image"):
+            text = _write(element, colours, defined=False)
             if text:
                 yield text
 

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from quantlib.benchmark import Benchmark, Conditions, Measurement
 from quantlib.caches import last_level_cache_bytes
-from quantlib.ceilings import COLUMNS, Ceilings, _copy, _large_buffer, _matmuls, _ways_to_read, ceilings, roofline
+from quantlib.ceilings import (
+    COLUMNS,
+    READ,
+    Ceilings,
+    _copy,
+    _large_buffer,
+    _matmuls,
+    _ways_to_read,
+    ceilings,
+    reader,
+    roofline,
+)
 from quantlib.clocks import Clock
 from quantlib.record_values import from_json, to_json
 
@@ -127,6 +138,23 @@ def test_the_share_of_reading_is_taken_at_p10():
     assert LIMITS.share_of_read(m) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="bytes_moved"):
         LIMITS.share_of_read(Measurement((1.0,)))
+
+
+def test_a_share_is_of_the_bandwidth_of_its_own_rounds():
+    product, read = Measurement((0.1,), bytes_moved=10**9), Measurement((0.2,), bytes_moved=5 * 10**9)
+    conditions = Conditions(1, 0, 1, "cpu", 1, 0, 0)
+    beside = LIMITS.beside(Benchmark({"product": product, READ: read}, conditions))
+    assert beside.share_of_read(product) == pytest.approx(10 / 25)
+    assert (beside.copy_gb_per_s, beside.read_by) == (15.0, "sum") and LIMITS.read_gb_per_s == 20.0
+    with pytest.raises(KeyError, match="'read' was not measured"):
+        LIMITS.beside(Benchmark({"product": product}, conditions))
+
+
+def test_a_reader_reads_the_buffer_of_the_ceilings(small):
+    call, nbytes = reader("sum of float32")
+    assert nbytes == _large_buffer(CPU).nbytes and call() == nbytes / 4
+    with pytest.raises(ValueError, match="way must be one of max of int8, .* got 'sum'"):
+        reader("sum")
 
 
 def test_ceilings_survive_a_record_and_say_what_they_are():

@@ -236,3 +236,17 @@ def test_a_stage_draws_what_the_whole_figure_would():
         staged = stage.picture()
         whole = picture(figure)
     assert sorted(staged.elements) == sorted(whole.elements)
+
+
+def test_a_clip_and_a_marker_are_defined_once_whoever_uses_them():
+    figure, ax = new("text")
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    ax.plot([1, 2, 3], [1, 3, 2], "o-")
+    stage = Stage(figure)
+    with stage as (ax,):
+        ax.plot(2, 3, "o", color=ERROR)
+        ax.plot(2, 4, "D", color=ERROR)
+        drawn = "".join(stage.picture().elements)
+    ids = re.findall(r' id="([^"]+)"', drawn)
+    assert len(ids) == len(set(ids)) >= 3, ids
+    assert set(re.findall(r"#(\w+)", " ".join(re.findall(r'(?:href="|url\()(#\w+)', drawn)))) <= set(ids)

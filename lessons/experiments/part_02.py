@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from quantlib import Grid, RTN, quantize, quantize_model
 from quantlib.benchmark import measure
-from quantlib.ceilings import ceilings
+from quantlib.ceilings import READ, ceilings, reader
 from quantlib.decoding import decode_step, profile_decode
 from quantlib.decoding import tokens_per_second
 from quantlib.kernels import int8_matmul, pack_weight
@@ -51,18 +51,19 @@ def products(w, rows, device):
 
 def speed_on(device, shapes, rows, rounds):
     """Ceilings, and a benchmark for each shape and number of rows."""
-    results = {}
+    limits, results = ceilings(device), {}
+    read = reader(limits.read_by, device)  # in turns with the products
     for out, columns in shapes:
         w = torch.randn(out, columns, device=device)
         for count in rows:
-            ways = products(w, count, device)
+            ways = {**products(w, count, device), READ: read}
             results[f"{out}x{columns} {count}"] = measure(
                 {name: call for name, (call, _) in ways.items()},
                 bytes_moved={name: n for name, (_, n) in ways.items()},
                 rounds=rounds,
                 device=device,
             )
-    return {"ceilings": ceilings(device), "products": results}
+    return {"ceilings": limits, "products": results}
 
 
 @experiment(sources=("kernels.cpu", "kernels.gpu", "benchmark", "ceilings"))
