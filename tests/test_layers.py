@@ -11,6 +11,7 @@ from quantized_cases import act_ordered, weights
 from safetensors.torch import load, save
 
 from quantlib import Grid, Int4Linear, Int8Linear, quantize
+from quantlib.kernels import _fields
 from quantlib.kernels.reference import linear_reference, rounding_bound
 
 GRIDS = [
@@ -155,6 +156,13 @@ def test_torch_compile_needs_no_graph_break(grid):
     x.requires_grad_()
     model(x).sum().backward()
     assert x.grad.shape == x.shape and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_operator_is_what_its_schema_says(grid):
+    layer, _ = layer_of(grid)
+    for x in (torch.randn(2, 3, 128, requires_grad=True), torch.randn(128), torch.randn(0, 128)):
+        torch.library.opcheck(torch.ops.quantlib.product.default, (x, *_fields(layer.packed)))
 
 
 def test_what_torch_save_keeps_of_a_state_dict_loads_without_pickle():

@@ -81,38 +81,47 @@ def speed(
 PROMPT = "The history of the printing press begins"
 
 
+def kinds(model):
+    """A model in bfloat16, and with eight and four bits."""
+    half = copy.deepcopy(model).bfloat16()
+    return {
+        "bf16": half,
+        "int8": quantize_model(half, RTN(TEXTBOOK))[0],
+        "int4": quantize_model(half, RTN(Grid(4, 64, narrow_range=True)))[0],
+    }
+
+
+def generated(model, prompt, tokens):
+    """So many token ids, the most likely one every time."""
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return out[0, prompt.shape[1] :]
+
+
 @experiment(
     model="SmolLM2-135M-Instruct",
     sources=("kernels.cpu", "layers", "convert", "decoding"),
 )
 def decoding(loaded, *, tokens=48, rounds=5):
     """Greedy text of float and quantized models: how fast, and which."""
-    half = copy.deepcopy(loaded.model).bfloat16()
-    models = {
-        "fp32": loaded.model,
-        "bf16": half,
-        "int8": quantize_model(half, RTN(TEXTBOOK))[0],
-        "int4": quantize_model(half, RTN(Grid(4, 64, narrow_range=True)))[0],
-    }
+    models = {"fp32": loaded.model, **kinds(loaded.model)}
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
 
-    def generated(model):
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return out[0, prompt.shape[1] :]
-
     texts = {
-        name: loaded.tokenizer.decode(generated(model))
+        name: loaded.tokenizer.decode(generated(model, prompt, tokens))
         for name, model in models.items()
     }
     rates = tokens_per_second(
-        {name: lambda m=m: generated(m) for name, m in models.items()},
+        {
+            name: lambda m=m: generated(m, prompt, tokens)
+            for name, m in models.items()
+        },
         tokens,
         rounds=rounds,
     )
@@ -121,3 +130,33 @@ def decoding(loaded, *, tokens=48, rounds=5):
         for name, model in models.items()
     }
     return {"rates": rates, "texts": texts, "profiles": profiles}
+
+
+@experiment(
+    model="SmolLM2-135M-Instruct",
+    sources=("kernels.cpu", "layers", "convert", "decoding"),
+)
+def compiled_decoding(loaded, *, tokens=48, rounds=5):
+    """Greedy decoding, also with a cache of fixed size and torch.compile.
+
+    Needs a C++ compiler.
+    """
+    models = kinds(loaded.model)
+    for name, model in tuple(models.items()):
+        models[f"{name} compiled"] = fused = copy.deepcopy(model)
+        fused.generation_config.cache_implementation = "static"
+        fused.generation_config.disable_compile = True  # not twice
+        fused.forward = torch.compile(fused.forward)
+    prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
+
+    # all six share one forward, and each counts as a recompilation of it
+    options = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(options):
+        return tokens_per_second(
+            {
+                name: lambda m=m: generated(m, prompt, tokens)
+                for name, m in models.items()
+            },
+            tokens,
+            rounds=rounds,
+        )

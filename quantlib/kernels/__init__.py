@@ -6,6 +6,8 @@ kernels/choose.py times them at the first use of a shape and keeps the fastest. 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -125,29 +127,45 @@ def _fields(p: PackedWeight) -> tuple:
 
 
 def _from_fields(data, scale, zero_point, order, group_size, options, layout) -> PackedWeight:
-    bits, symmetric, narrow_range, out_features, in_features = options
-    group = int(group_size) if group_size.isdigit() else group_size
-    grid = Grid(bits, group, symmetric=bool(symmetric), narrow_range=bool(narrow_range))
+    *grid, out_features, in_features = options
+    grid = _grid(group_size, *grid)
     return PackedWeight(data, scale, zero_point, order, grid, out_features, in_features, layout)
 
 
-@torch.library.custom_op("quantlib::product", mutates_args=())
-def product(
-    x: Tensor,
-    data: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    order: Tensor | None,
-    group_size: str,
-    options: list[int],
-    layout: str,
-) -> Tensor:
-    return _product(x, _from_fields(data, scale, zero_point, order, group_size, options, layout))
+@cache
+def _grid(group_size: str, bits: int, symmetric: int, narrow_range: int) -> Grid:
+    group = int(group_size) if group_size.isdigit() else group_size
+    return Grid(bits, group, symmetric=bool(symmetric), narrow_range=bool(narrow_range))
 
 
-@product.register_fake
+# defined by hand: what torch.library.custom_op adds to a call takes as long as a small product
+WEIGHT = "Tensor data, Tensor scale, Tensor? zero_point, Tensor? order, str group_size, int[] options, str layout"
+_operators = torch.library.Library("quantlib", "DEF")
+_operators.define(f"product(Tensor x, {WEIGHT}) -> Tensor")
+_operators.define(f"product_backward(Tensor grad, {WEIGHT}) -> Tensor")
+
+
+@torch.library.impl(_operators, "product", "CompositeExplicitAutograd")
+def _(x: Tensor, *fields) -> Tensor:
+    return _product(x, _from_fields(*fields))
+
+
+@torch.library.register_fake("quantlib::product", lib=_operators)
 def _(x, data, scale, zero_point, order, group_size, options, layout):
     return x.new_empty((*x.shape[:-1], options[3]))
+
+
+@torch.library.impl(_operators, "product_backward", "CompositeExplicitAutograd")
+def _(grad: Tensor, *fields) -> Tensor:
+    """The gradient of x: grad [..., out] · Ŵ. Packed operators have none of their own."""
+    q = unpack_weight(_from_fields(*fields))
+    work = grad.dtype if grad.dtype != torch.float16 else torch.float32
+    return (grad.to(work) @ q.dequantize(work)).to(grad.dtype)
+
+
+@torch.library.register_fake("quantlib::product_backward", lib=_operators)
+def _(grad, data, scale, zero_point, order, group_size, options, layout):
+    return grad.new_empty((*grad.shape[:-1], options[4]))
 
 
 def _remember(ctx, inputs, output):
@@ -163,26 +181,4 @@ def _backward(ctx, grad):
     return grad_x, *[None] * 7
 
 
-product.register_autograd(_backward, setup_context=_remember)
-
-
-@torch.library.custom_op("quantlib::product_backward", mutates_args=())
-def product_backward(
-    grad: Tensor,
-    data: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    order: Tensor | None,
-    group_size: str,
-    options: list[int],
-    layout: str,
-) -> Tensor:
-    """The gradient of x: grad [..., out] · Ŵ. Packed operators have none of their own."""
-    q = unpack_weight(_from_fields(data, scale, zero_point, order, group_size, options, layout))
-    work = grad.dtype if grad.dtype != torch.float16 else torch.float32
-    return (grad.to(work) @ q.dequantize(work)).to(grad.dtype)
-
-
-@product_backward.register_fake
-def _(grad, data, scale, zero_point, order, group_size, options, layout):
-    return grad.new_empty((*grad.shape[:-1], options[4]))
+torch.library.register_autograd("quantlib::product", _backward, setup_context=_remember, lib=_operators)
