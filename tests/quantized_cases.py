@@ -16,18 +16,26 @@ def act_ordered(q, generator):
     return QuantizedTensor(q.codes, q.scale, q.zero_point, g_idx, q.grid)
 
 
+GROUPS = ("row", "tensor", 1, 8, 32, 32, 64, 96, 128)
+
+
 @st.composite
-def weights(draw, bits=st.integers(2, 8), most_rows=200, most_columns=320):
-    """A QuantizedTensor [out, in]: group sizes from 1 to 256, with and without zero points and act-order."""
+def weights(
+    draw, bits=st.integers(2, 8), groups=GROUPS, out=None, most_rows=200, most_columns=320, columns_in=1, affine=True
+):
+    """A QuantizedTensor [out, in]: with and without act-order.
+
+    groups      group sizes to draw from;  out: a strategy, by default any number of rows up to most_rows
+    columns_in  what the number of columns is a multiple of, where rows are not in groups
+    affine      whether grids may have zero points
+    """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    group = draw(st.sampled_from(["row", "tensor", 1, 8, 32, 32, 64, 96, 128]))
-    symmetric = draw(st.booleans())
+    group = draw(st.sampled_from(groups))
+    symmetric = not affine or draw(st.booleans())
     narrow_range = symmetric and draw(st.booleans())
-    if isinstance(group, str):
-        columns = draw(st.integers(1, most_columns))
-    else:
-        columns = group * draw(st.integers(1, max(1, most_columns // group)))
-    out = draw(st.one_of(st.integers(1, most_rows), st.sampled_from([32, 64, 128, 192])))
+    unit = columns_in if isinstance(group, str) else group
+    columns = unit * draw(st.integers(1, max(1, most_columns // unit)))
+    out = draw(st.one_of(st.integers(1, most_rows), st.sampled_from([32, 64, 128, 192])) if out is None else out)
     grid = Grid(draw(bits), group, symmetric=symmetric, narrow_range=narrow_range)
     w = torch.randn((out, columns), generator=generator) * 10 ** draw(st.floats(-2, 1))
     q = quantize(w, grid)
@@ -35,8 +43,10 @@ def weights(draw, bits=st.integers(2, 8), most_rows=200, most_columns=320):
 
 
 @st.composite
-def inputs(draw, columns, dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64), most_rows=40):
-    """x [rows, columns], rows from 0 on."""
+def inputs(
+    draw, columns, dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64), least_rows=0, most_rows=40
+):
+    """x [rows, columns], rows from least_rows on."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    rows = draw(st.one_of(st.integers(0, 4), st.integers(5, most_rows)))
+    rows = draw(st.one_of(st.integers(least_rows, 4), st.integers(5, most_rows)))
     return torch.randn((rows, columns), generator=generator).to(draw(st.sampled_from(dtypes)))

@@ -15,8 +15,11 @@ from quantlib.grid import Grid, quantize
 from quantlib.kernels import compiled
 from quantlib.kernels.packed import pack_weight
 from quantlib.kernels.reference import linear_reference
+from quantlib.machine import _cpu
 
 PATHS = {"this CPU": compiled.FLAGS, "any CPU": (*compiled.FLAGS, "-DQUANTLIB_PORTABLE")}
+if "avx512f" in _cpu()[1]:
+    PATHS["without AVX-512"] = (*compiled.FLAGS, "-mno-avx512f")
 needs_compiler = pytest.mark.skipif(
     compiled._compiler() is None, reason="no C++ compiler: neither $CXX, g++ nor clang++"
 )
@@ -24,7 +27,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """Both paths, built into a folder of their own."""
+    """All paths, built into a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(compiled, "_loaded", {})
@@ -346,7 +349,7 @@ def test_the_name_depends_on_flags_and_compiler(tmp_path):
     other.write_text("#!/bin/sh\necho another compiler\n")
     other.chmod(other.stat().st_mode | stat.S_IXUSR)
     keys = {compiled._key(c, f) for c in (command, (str(other),)) for f in PATHS.values()}
-    assert len(keys) == 4
+    assert len(keys) == 2 * len(PATHS)
 
 
 @needs_compiler

@@ -31,7 +31,7 @@ def reference(layer, linear, x):
     return y if linear.bias is None else y + linear.bias.double()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 70), st.integers(1, 150), st.integers(0, 20), st.integers(0, 999), st.booleans(),
     st.sampled_from([None, 0.0, 1.0, 2.5, 6.0, 1e6]), st.booleans(),

@@ -20,7 +20,7 @@ from quantlib.kernels.tuning import INTERPRETED, Config, interpreting
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run this with TRITON_INTERPRET=1, as test_kernels_triton.py does"
 
-EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 2**31)
 CONFIGS = st.sampled_from(
     (INTERPRETED, Config(16, 16, 64, 1, 1), Config(64, 32, 32, 1, 1, split=3), Config(32, 16, 128, 1, 1, split=16))

@@ -56,7 +56,7 @@ def int8_matmul(codes: Tensor, packed: PackedWeight) -> Tensor:
     if not codes.shape[0] or not packed.out_features or not packed.in_features:
         return torch.zeros((codes.shape[0], packed.out_features), dtype=torch.float32, device=codes.device)
     codes = codes.contiguous()
-    return kernel_for(kernels_of(codes.device, integer=True), codes, packed).run(codes, packed)
+    return kernel_for(lambda: kernels_of(codes.device, integer=True), codes, packed).run(codes, packed)
 
 
 def explain(layer: object, rows: int, dtype: torch.dtype | None = None) -> str:
@@ -89,19 +89,18 @@ def kernels_of(device: torch.device, integer: bool = False) -> tuple[Kernel, ...
 
 
 def _product(x: Tensor, p: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """linear without checks, tracing or gradient."""
-    rows = x.reshape(-1, p.in_features)  # [rows, in]
+    """linear without checks, tracing or gradient. Short: with a row of x it is called for every layer and token."""
+    rows = x if x.ndim == 2 else x.reshape(-1, p.in_features)  # [rows, in]
     if not rows.numel() or not p.out_features:
         y = x.new_zeros((*x.shape[:-1], p.out_features))
         return y if bias is None else y + bias.to(y.dtype)
     if p.order is not None:
         rows = rows.index_select(1, p.order)
     rows = rows.contiguous()
-    with torch.no_grad():
-        y = kernel_for(kernels_of(x.device), rows, p).run(rows, p)  # [rows, out]
+    y = kernel_for(lambda: kernels_of(x.device), rows, p).run(rows, p)  # [rows, out]
     if bias is not None:
         y = y.add_(bias.to(y.dtype))
-    return y.view(*x.shape[:-1], p.out_features)
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], p.out_features)
 
 
 def _check(x: Tensor, p: PackedWeight) -> None:

@@ -43,24 +43,29 @@ class Choice:
 _choices: dict[tuple, Choice] = {}
 
 
-def kernel_for(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight) -> Kernel:
-    """The kernel that multiplies x [rows, in] by p, timing the candidates on x if this kind of product is new."""
-    return choice_for(kernels, x, p).kernel
+def kernel_for(kernels: Callable[[], Sequence[Kernel]], x: Tensor, p: PackedWeight) -> Kernel:
+    """The kernel that multiplies x [rows, in] by p. Only if this kind of product is new, kernels() are timed on x."""
+    found = _choices.get(_kind(x, p))
+    return choice_for(kernels(), x, p).kernel if found is None else found.kernel
 
 
 def choice_for(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight) -> Choice:
     """As kernel_for, with the reasons. Raises ValueError if none can, or if the pinned one cannot."""
-    pinned = os.environ.get("QUANTLIB_KERNEL")
-    key = (p.signature, x.dtype, rows_bucket(x.shape[0]), torch.get_num_threads(), pinned)
-    found = _choices.get(key)
+    kind = _kind(x, p)
+    found = _choices.get(kind)
     if found is None:
-        found = _choices[key] = _choose(kernels, x, p, pinned)
+        found = _choices[kind] = _choose(kernels, x, p, kind[-1])
     return found
+
+
+def _kind(x: Tensor, p: PackedWeight) -> tuple:
+    pinned = os.environ["QUANTLIB_KERNEL"] if "QUANTLIB_KERNEL" in os.environ else None  # .get is slow where it is not
+    return p.signature, x.dtype, rows_bucket(x.shape[0]), torch.get_num_threads(), pinned
 
 
 def rows_bucket(rows: int) -> int:
     """The next power of two, and at most MOST_ROWS: 1, 2, 4, …, 1024."""
-    return min(1 << max(0, rows - 1).bit_length(), MOST_ROWS)
+    return min(1 << (rows - 1).bit_length(), MOST_ROWS) if rows > 1 else 1
 
 
 def forget() -> None:
@@ -89,7 +94,7 @@ def _choose(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight, pinned: str |
 
 
 KNOWN_NAMES = {
-    *("naive", "compiled", "int4pack", "int8pack", "workspace bf16", "workspace fp32", "onednn", "int_mm"),
+    *("naive", "compiled", "compiled digits", "int4pack", "int8pack", "workspace bf16", "workspace fp32", "onednn", "int_mm"),
     *(
         "triton w4a16",
         "triton w8a16",

@@ -20,9 +20,12 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX2__) && !defined(QUANTLIB_PORTABLE)
+#define WIDENING
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__) && !defined(QUANTLIB_PORTABLE)
 #define TABLES
-#include <immintrin.h>
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 #define BFLOAT16_DOT_PRODUCTS
 #endif
@@ -96,9 +99,15 @@ struct Float32 {
     static constexpr int NEIGHBOURS = LANES;  // 8-bit codes of one row that are multiplied at once
     using Codes = Floats;
     static Codes widen_codes(const int8_t* from) {
+#if defined(TABLES)
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(WIDENING)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else  // the same, but written out element by element by some compilers
         Bytes codes;
         std::memcpy(&codes, from, sizeof codes);
         return __builtin_convertvector(codes, Floats);
+#endif
     }
     static Floats multiply_add_all(Floats sum, Codes w, const Number* x) { return sum + w * load(x); }
 };

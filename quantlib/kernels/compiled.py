@@ -2,8 +2,8 @@
 
 Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
-`python -m quantlib.kernels.compiled` compiles compiled.cpp for this machine, once, with the compiler that $CXX names,
-or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and nothing has to be: every
+`python -m quantlib.kernels.compiled` compiles compiled.cpp and compiled_digits.cpp for this machine, once, with the
+compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and nothing has to be: every
 product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone even where it was built.
 
 The file's name is a hash of the source, the flags, the compiler and the CPU, and the library contains it: what was
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from quantlib.fetch import cache_folder
 
-SOURCE = Path(__file__).with_name("compiled.cpp")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("compiled", "compiled_digits"))
 NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
 PRODUCT, ROWS_PRODUCT = struct.Struct("5P8q"), struct.Struct("4P5q")  # as compiled.cpp declares them
@@ -44,6 +44,7 @@ class Library:
     """The functions of a library that was built, by the bits of the codes and the dtype of x.
 
     float32 is there on any CPU. bfloat16 is None where the CPU cannot multiply it: x is converted to float32 and back.
+    digits are None where the CPU cannot multiply bytes (quantlib.kernels.compiled_digits).
     """
 
     path: Path
@@ -51,6 +52,8 @@ class Library:
     int8_float32: Callable[[bytes], None]
     int4_bfloat16: Callable[[bytes], None] | None
     int8_bfloat16: Callable[[bytes], None] | None
+    int4_digits: Callable[[bytes], int] | None
+    int8_digits: Callable[[bytes], int] | None
 
 
 _loaded: dict[tuple[str, ...], Library] = {}
@@ -58,7 +61,7 @@ _loaded: dict[tuple[str, ...], Library] = {}
 
 def available() -> bool:
     """Whether the library was built for this machine, loads, and QUANTLIB_COMPILED does not forbid it. Never builds."""
-    return _default() is not None
+    return default() is not None
 
 
 def build(flags: tuple[str, ...] = FLAGS) -> Path:
@@ -76,7 +79,7 @@ def build(flags: tuple[str, ...] = FLAGS) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".compiled-", dir=path.parent) as folder:
             made = Path(folder) / path.name
-            arguments = [*command, *flags, f'-DQUANTLIB_KEY="{key}"', str(SOURCE), "-o", str(made)]
+            arguments = [*command, *flags, f'-DQUANTLIB_KEY="{key}"', *map(str, SOURCES), "-o", str(made)]
             done = subprocess.run(arguments, check=False, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(
@@ -107,12 +110,19 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
     except OSError:  # unreadable, damaged, or for another machine
         return None
     found = {}
-    for field in ("int4_float32", "int8_float32", "int4_bfloat16", "int8_bfloat16"):
-        function = found[field] = getattr(functions, field.replace("_", "_matmul_"), None)
-        if function:
-            function.argtypes, function.restype = [ctypes.c_char_p], None
+    for name in ("int4_matmul_float32", "int8_matmul_float32", "int4_matmul_bfloat16", "int8_matmul_bfloat16"):
+        found[name.replace("_matmul", "")] = _function(functions, name, None)
+    for name in ("int4_digits", "int8_digits"):
+        found[name] = _function(functions, name, ctypes.c_int)
     _loaded[flags] = Library(path, **found)
     return _loaded[flags]
+
+
+def _function(library: ctypes.CDLL, name: str, result: type | None) -> Callable | None:
+    function = getattr(library, name, None)
+    if function:
+        function.argtypes, function.restype = [ctypes.c_char_p], result
+    return function
 
 
 def int4_matmul(
@@ -241,13 +251,14 @@ def _refuse_shapes(x: Tensor, data: Tensor) -> None:
 
 
 def _built() -> Library:
-    library = _loaded.get(FLAGS) or _default()
+    library = _loaded.get(FLAGS) or default()
     if library is None:
         raise RuntimeError(f"the compiled kernel is not available on this machine: {HOW}")
     return library
 
 
-def _default() -> Library | None:
+def default() -> Library | None:
+    """The library of this machine if it was built and QUANTLIB_COMPILED does not forbid it."""
     return None if os.environ.get("QUANTLIB_COMPILED") == "0" else load()
 
 
@@ -269,7 +280,7 @@ def _path(command: tuple[str, ...], flags: tuple[str, ...]) -> Path:
 @lru_cache
 def _key(command: tuple[str, ...], flags: tuple[str, ...]) -> str:
     version = subprocess.run([*command, "--version"], check=False, capture_output=True).stdout
-    parts = (SOURCE.read_bytes(), repr((command, flags)).encode(), version, _cpu().encode())
+    parts = (*(s.read_bytes() for s in SOURCES), repr((command, flags)).encode(), version, _cpu().encode())
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
@@ -290,8 +301,9 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(str(error))
     library = load()
-    dots = "has" if library is not None and library.int4_bfloat16 else "has no"
-    print(f"{path} is built; this CPU {dots} dot products of bfloat16.")
+    uses = {"bfloat16": library.int4_bfloat16, "bytes": library.int4_digits}
+    words = " and of ".join(name for name, there in uses.items() if there) or "neither bfloat16 nor bytes"
+    print(f"{path} is built; it uses this CPU's dot products of {words}.")
 
 
 if __name__ == "__main__":

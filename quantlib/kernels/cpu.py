@@ -2,7 +2,8 @@
 
 The ladder, from the bottom: `naive` turns the matrix into floats and multiplies; `workspace` does so chunk by chunk in
 a buffer that stays in cache; `int8pack` and `int4pack` are PyTorch's operators, which unpack in registers; `compiled`
-is this package's own C++ (quantlib.kernels.compiled), where it was built. For int8 activations there is oneDNN.
+is this package's own C++, where it was built, in floats (quantlib.kernels.compiled) or in integers
+(quantlib.kernels.compiled_digits). For int8 activations there is oneDNN.
 
 Which is fastest depends on the rows of x and on the CPU, so nothing here decides: quantlib.kernels.choose measures.
 Weight-only kernels turn into each other's results at no cost, because all of them read the same bytes.
@@ -15,7 +16,7 @@ import threading
 import torch
 from torch import Tensor
 
-from quantlib.kernels import compiled
+from quantlib.kernels import compiled, compiled_digits
 from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
 from quantlib.kernels.packed import PackedWeight
 
@@ -185,12 +186,17 @@ def _compiled_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | N
 
 
 def _compiled(x: Tensor, p: PackedWeight) -> Tensor:
-    if p.layout == "rows":
-        return compiled.int8_matmul(x, p.data, p.scale.view(-1, 1).expand(p.out_features, 1))
-    return compiled.int4_matmul(x, p.data, p.scale, p.zero_points(), p.group_size)
+    return compiled_digits.in_floats(x, p, compiled.load())
+
+
+def _digits(x: Tensor, p: PackedWeight) -> Tensor:
+    library = compiled.load()
+    y = compiled_digits.run(x, p, library)
+    return compiled_digits.in_floats(x, p, library) if y is None else y
 
 
 KERNELS = (
+    Kernel("compiled digits", compiled_digits.refuses, _digits),
     Kernel("compiled", _compiled_refuses, _compiled),
     Kernel("int4pack", _int4pack_refuses, _int4pack),
     Kernel("int8pack", _int8pack_refuses, _int8pack),
