@@ -135,7 +135,7 @@ void unpack(const uint8_t* bytes, __m512i* w) {
 
 // sums [R, B] += scale · Σ x (q − z) over one group, for R rows of x; shift: 8 + z
 template <int R, class Read>
-void add_group(Read read, const Integers& x, int64_t row, int64_t group, const Ints* shift, const float* scale,
+void add_group(Read read, const Integers& x, int64_t row, int64_t group, const Ints* shift, const __m512* scale,
                float* sums) {
     Ints total[R][V][DIGITS];
 #pragma GCC unroll 8
@@ -165,26 +165,39 @@ void add_group(Read read, const Integers& x, int64_t row, int64_t group, const I
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
             float* to = sums + r * B + 16 * v;
-            __m512 scaled = _mm512_loadu_ps(scale + 16 * v) * x.step[(row + r) * x.blocks + group];
+            __m512 scaled = scale[v] * x.step[(row + r) * x.blocks + group];
             __m512 product = together(total[r][v][0], total[r][v][1], total[r][v][2]);
             _mm512_storeu_ps(to, _mm512_fmadd_ps(product, scaled, _mm512_loadu_ps(to)));
         }
 }
 
+__m256i load(const uint16_t* sixteen) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sixteen)); }
+
+// 8 + z of the rows of a block
+void read_zeros(const Product4& p, int64_t group, int64_t block, Ints* shift) {
+    const int64_t half = (p.out + 1) / 2;
+    const uint8_t* zero = p.zero + group * half;
+    alignas(64) int32_t values[B];
+    for (int r = 0; r < B; r++) {
+        int64_t row = block * B + r;
+        values[r] = row < half ? zero[row] & 15 : zero[row - half] >> 4;
+    }
+    std::memcpy(shift, values, sizeof values);
+}
+
 // some rows of x by the B rows of a block
 void multiply_block(const Product4& p, const Integers& x, int64_t block, int64_t first, int rows) {
-    alignas(64) float sums[TILE_ROWS * B] = {}, scale[B];
-    alignas(64) int32_t shift[B];
+    alignas(64) float sums[TILE_ROWS * B] = {};
     __m512i panel[MOST_GROUP / 4][V];
-    const int64_t half = (p.out + 1) / 2;
+    __m512 scale[V];
+    Ints shift[V];
+    std::fill_n(shift, V, Ints{} + 8);
     for (int64_t g = 0; g < x.blocks; g++) {
-        for (int r = 0; r < B; r++) {
-            int64_t row = block * B + r;
-            scale[r] = scale_at(p.scale, p.half_scale, g * p.out + row);
-            shift[r] = !p.zero ? 8 : row < half ? p.zero[g * half + row] & 15 : p.zero[g * half + row - half] >> 4;
-        }
-        Ints shifts[V];
-        std::memcpy(shifts, shift, sizeof shifts);
+        const int64_t at = g * p.out + block * B;
+        for (int v = 0; v < V; v++)
+            scale[v] = p.half_scale ? _mm512_cvtph_ps(load(static_cast<const uint16_t*>(p.scale) + at + 16 * v))
+                                    : _mm512_loadu_ps(static_cast<const float*>(p.scale) + at + 16 * v);
+        if (p.zero) read_zeros(p, g, block, shift);
         const uint8_t* bytes = p.data + (block * p.in + g * x.width) * (B / 2);
         auto packed = [=](int k, __m512i* w) {
             const uint8_t* from = bytes + k * (B / 2);
@@ -193,15 +206,15 @@ void multiply_block(const Product4& p, const Integers& x, int64_t block, int64_t
             unpack(from, w);
         };
         if (rows == 1) {
-            add_group<1>(packed, x, first, g, shifts, scale, sums);
+            add_group<1>(packed, x, first, g, shift, scale, sums);
         } else if (rows == 2) {
-            add_group<2>(packed, x, first, g, shifts, scale, sums);
+            add_group<2>(packed, x, first, g, shift, scale, sums);
         } else {  // unpacked once for all rows
             for (int k = 0; k < x.width; k += 4) packed(k, panel[k / 4]);
             auto unpacked = [&](int k, __m512i* w) { std::copy_n(panel[k / 4], V, w); };
             int r = 0;
-            for (; r + 2 <= rows; r += 2) add_group<2>(unpacked, x, first + r, g, shifts, scale, sums + r * B);
-            if (r < rows) add_group<1>(unpacked, x, first + r, g, shifts, scale, sums + r * B);
+            for (; r + 2 <= rows; r += 2) add_group<2>(unpacked, x, first + r, g, shift, scale, sums + r * B);
+            if (r < rows) add_group<1>(unpacked, x, first + r, g, shift, scale, sums + r * B);
         }
     }
     for (int r = 0; r < rows; r++)
