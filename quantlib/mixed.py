@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from quantlib.digits import digits
 from quantlib.grid import QuantizedTensor, quantize
-from quantlib.kernels import PackedWeight, int8_matmul, pack_weight, unpack_weight
+from quantlib.kernels import WEIGHT, PackedWeight, fields, from_fields, int8_matmul, pack_weight, unpack_weight
 from quantlib.kernels.packed import cannot_hold
 from quantlib.layers import QuantizedLinear
 from quantlib.outliers import ROW_INT8, outlier_features, quantize_rows
@@ -69,39 +69,15 @@ class MixedInt8Linear(QuantizedLinear):
         if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
         rows = x.reshape(-1, self.in_features)  # [rows, in]
-        y = _Product.apply(rows, self) if torch.is_grad_enabled() and x.requires_grad else self._product(rows)
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+            y = torch.ops.quantlib.mixed_product(rows, *fields(self.packed), self.threshold, self.float_weight)
+        else:
+            y = mixed_product(rows, self.packed, self.threshold, self.float_weight)
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}, keep_float={self.float_weight is not None}"
-
-    def _product(self, x: Tensor) -> Tensor:
-        """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
-        outliers = outlier_features(x, self.threshold) if len(x) else outlier_features(x, None)
-        kept = outliers.nonzero()[:, 0]  # [k]
-        q = quantize_in_pieces(x, self.threshold if len(kept) else None, outliers)
-        scale = self.scale.view(1, -1)  # [1, out]
-
-        def scaled(product: Tensor, step: Tensor) -> Tensor:
-            return product.mul_(step.float()).mul_(scale)  # in place: large new tensors cost more than their arithmetic
-
-        if not len(kept):
-            y = scaled(int8_matmul(q.codes, self.packed), q.scale)
-        elif self.float_weight is not None:
-            y = scaled(int8_matmul(q.codes, self.packed), q.scale)
-            y.addmm_(x[:, kept].float(), self.float_weight[:, kept].t().float())
-        elif (count := 2 if x.itemsize == 2 else 3) * len(x) < len(kept) and bool(torch.isfinite(x).all()):
-            parts = [q, *digits(x.masked_fill(~outliers, 0), count)]
-            products = int8_matmul(torch.cat([part.codes for part in parts]), self.packed)  # [(1 + count) rows, out]
-            y = scaled(products, torch.cat([part.scale for part in parts])).view(len(parts), len(x), -1).sum(0)
-        else:
-            units = torch.zeros((len(kept), self.in_features), dtype=torch.int8, device=x.device)
-            units[torch.arange(len(kept), device=x.device), kept] = 1
-            products = int8_matmul(torch.cat((q.codes, units)), self.packed)  # [rows + k, out]
-            y = scaled(products[: len(x)], q.scale)
-            y.addmm_(x[:, kept].float(), products[len(x) :].mul_(scale))
-        return y.to(x.dtype)
 
     def _hold(self, packed: PackedWeight) -> None:
         """In the order of the fastest integer kernel, where the device has one."""
@@ -150,15 +126,61 @@ def quantize_in_pieces(x: Tensor, threshold: float | None, outliers: Tensor) -> 
     return QuantizedTensor(codes, scales, None, None, ROW_INT8)
 
 
-class _Product(torch.autograd.Function):
-    """The product with the gradient of the float layer that the codes stand for; rounding x has the gradient 1."""
+def mixed_product(x: Tensor, packed: PackedWeight, threshold: float | None, float_weight: Tensor | None) -> Tensor:
+    """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
+    outliers = outlier_features(x, threshold) if len(x) else outlier_features(x, None)
+    kept = outliers.nonzero()[:, 0]  # [k]
+    q = quantize_in_pieces(x, threshold if len(kept) else None, outliers)
+    scale = packed.scale.view(1, -1)  # [1, out]
 
-    @staticmethod
-    def forward(ctx, x: Tensor, layer: MixedInt8Linear) -> Tensor:
-        ctx.layer = layer
-        return layer._product(x)
+    def scaled(product: Tensor, step: Tensor) -> Tensor:
+        return product.mul_(step.float()).mul_(scale)  # in place: large new tensors cost more than their arithmetic
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        w = ctx.layer.quantized().dequantize(torch.float32)  # [out, in]
-        return (grad.float() @ w).to(grad.dtype), None
+    if not len(kept):
+        y = scaled(int8_matmul(q.codes, packed), q.scale)
+    elif float_weight is not None:
+        y = scaled(int8_matmul(q.codes, packed), q.scale)
+        y.addmm_(x[:, kept].float(), float_weight[:, kept].t().float())
+    elif (count := 2 if x.itemsize == 2 else 3) * len(x) < len(kept) and bool(torch.isfinite(x).all()):
+        parts = [q, *digits(x.masked_fill(~outliers, 0), count)]
+        products = int8_matmul(torch.cat([part.codes for part in parts]), packed)  # [(1 + count) rows, out]
+        y = scaled(products, torch.cat([part.scale for part in parts])).view(len(parts), len(x), -1).sum(0)
+    else:
+        units = torch.zeros((len(kept), packed.in_features), dtype=torch.int8, device=x.device)
+        units[torch.arange(len(kept), device=x.device), kept] = 1
+        products = int8_matmul(torch.cat((q.codes, units)), packed)  # [rows + k, out]
+        y = scaled(products[: len(x)], q.scale)
+        y.addmm_(x[:, kept].float(), products[len(x) :].mul_(scale))
+    return y.to(x.dtype)
+
+
+# --- for torch.compile, which cannot follow how many columns are kept, and for gradients: one operator
+
+
+operators = torch.library.Library("quantlib", "FRAGMENT")
+operators.define(f"mixed_product(Tensor x, {WEIGHT}, float? threshold, Tensor? float_weight) -> Tensor")
+
+
+@torch.library.impl(operators, "mixed_product", "CompositeExplicitAutograd")
+def _(x: Tensor, *arguments) -> Tensor:
+    *weight, threshold, float_weight = arguments
+    return mixed_product(x, from_fields(*weight), threshold, float_weight)
+
+
+@torch.library.register_fake("quantlib::mixed_product", lib=operators)
+def _(x, data, scale, zero_point, order, group_size, options, layout, threshold, float_weight):
+    return x.new_empty((x.shape[0], options[3]))
+
+
+def _remember(ctx, inputs, output):
+    _, data, scale, zero_point, order, *rest = inputs
+    ctx.save_for_backward(data, scale, zero_point, order)
+    ctx.rest = rest[:3]
+
+
+def _backward(ctx, grad: Tensor):
+    """The gradient of the float layer that the codes stand for; rounding x has the gradient 1."""
+    return torch.ops.quantlib.product_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 9
+
+
+torch.library.register_autograd("quantlib::mixed_product", _backward, setup_context=_remember, lib=operators)

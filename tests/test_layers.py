@@ -11,7 +11,7 @@ from quantized_cases import act_ordered, weights
 from safetensors.torch import load, save
 
 from quantlib import Grid, Int4Linear, Int8Linear, quantize
-from quantlib.kernels import _fields
+from quantlib.kernels import fields
 from quantlib.kernels.reference import linear_reference, rounding_bound
 
 GRIDS = [
@@ -162,7 +162,7 @@ def test_torch_compile_needs_no_graph_break(grid):
 def test_the_operator_is_what_its_schema_says(grid):
     layer, _ = layer_of(grid)
     for x in (torch.randn(2, 3, 128, requires_grad=True), torch.randn(128), torch.randn(0, 128)):
-        torch.library.opcheck(torch.ops.quantlib.product.default, (x, *_fields(layer.packed)))
+        torch.library.opcheck(torch.ops.quantlib.product.default, (x, *fields(layer.packed)))
 
 
 def test_what_torch_save_keeps_of_a_state_dict_loads_without_pickle():

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from quantlib.kernels import fields, pack_weight
 from quantlib.mixed import MixedInt8Linear
 from quantlib.outliers import matmul_mixed
 
@@ -149,6 +150,30 @@ def test_gradients_are_those_of_the_rounded_weight():
     x.requires_grad_()
     layer(x).sum().backward()
     assert torch.allclose(x.grad, torch.ones(5, 8) @ layer.quantized().dequantize(), atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 6.0])
+@pytest.mark.parametrize("keep_float", [False, True])
+def test_torch_compile_needs_no_graph_break(threshold, keep_float):
+    torch._dynamo.reset()
+    linear, x = case(8, 32, 5, outliers=[3])
+    layer = MixedInt8Linear.from_float(linear, threshold, keep_float=keep_float)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), layer(x), atol=1e-5)
+        assert torch.allclose(compiled(x / 50), layer(x / 50), atol=1e-5)  # without outliers, and not traced again
+    x.requires_grad_()
+    compiled(x).sum().backward()
+    assert torch.allclose(x.grad, torch.ones(5, 8) @ layer.quantized().dequantize(), atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [None, 6.0])
+def test_the_operator_is_what_its_schema_says(threshold):
+    linear, x = case(8, 32, 5, outliers=[3])
+    q = MixedInt8Linear.from_float(linear, threshold).quantized()
+    packed = fields(pack_weight(q, layout="rows"))  # oneDNN's blocks have no storage that could be compared
+    for rows in (x, x.clone().requires_grad_(), x[:0]):
+        torch.library.opcheck(torch.ops.quantlib.mixed_product.default, (rows, *packed, threshold, None))
 
 
 def test_wrong_arguments_are_named():

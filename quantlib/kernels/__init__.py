@@ -35,7 +35,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
         x = x.to(torch.get_autocast_dtype(device))
     traced = torch.compiler.is_compiling()
     if traced or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
-        y = torch.ops.quantlib.product(x, *_fields(packed))
+        y = torch.ops.quantlib.product(x, *fields(packed))
         return y if bias is None else y + bias.to(y.dtype)
     return _product(x, packed, bias)
 
@@ -119,13 +119,15 @@ def _check_place(x: Tensor, p: PackedWeight, name: str) -> None:
 # --- for torch.compile and for gradients: the product as one operator
 
 
-def _fields(p: PackedWeight) -> tuple:
+def fields(p: PackedWeight) -> tuple:
+    """A PackedWeight as the arguments of an operator that WEIGHT declares."""
     grid = p.grid
     options = [grid.bits, int(grid.symmetric), int(grid.narrow_range), p.out_features, p.in_features]
     return p.data, p.scale, p.zero_point, p.order, str(grid.group_size), options, p.layout
 
 
-def _from_fields(data, scale, zero_point, order, group_size, options, layout) -> PackedWeight:
+def from_fields(data, scale, zero_point, order, group_size, options, layout) -> PackedWeight:
+    """The PackedWeight of `fields`."""
     *grid, out_features, in_features = options
     grid = _grid(group_size, *grid)
     return PackedWeight(data, scale, zero_point, order, grid, out_features, in_features, layout)
@@ -146,7 +148,7 @@ _operators.define(f"product_backward(Tensor grad, {WEIGHT}) -> Tensor")
 
 @torch.library.impl(_operators, "product", "CompositeExplicitAutograd")
 def _(x: Tensor, *fields) -> Tensor:
-    return _product(x, _from_fields(*fields))
+    return _product(x, from_fields(*fields))
 
 
 @torch.library.register_fake("quantlib::product", lib=_operators)
@@ -157,7 +159,7 @@ def _(x, data, scale, zero_point, order, group_size, options, layout):
 @torch.library.impl(_operators, "product_backward", "CompositeExplicitAutograd")
 def _(grad: Tensor, *fields) -> Tensor:
     """The gradient of x: grad [..., out] · Ŵ. Packed operators have none of their own."""
-    q = unpack_weight(_from_fields(*fields))
+    q = unpack_weight(from_fields(*fields))
     work = grad.dtype if grad.dtype != torch.float16 else torch.float32
     return (grad.to(work) @ q.dequantize(work)).to(grad.dtype)
 
