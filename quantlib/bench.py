@@ -42,10 +42,17 @@ AIMS = {  # by the ability that a CPU has, the first that fits
 }  # fmt: skip
 
 
+WITH_INTEGERS = tuple(  # int8 activations: W8A8, and LLM.int8() with a thousandth of its columns in floats
+    Aim(way, rows, gain) for rows in (16, 256, 1024) for way, gain in (("w8a8", 1.4), ("mixed", 1.0))
+)
+AIMED_SHAPE = "4096x4096"  # of those
+
+
 def main() -> int:
-    """Print part_02.speed and part_02.decoding; 1 if they were not recorded or are stale."""
+    """Print part_02.speed, part_03.speed and part_02.decoding; 1 if they were not recorded or are stale."""
+    names = "part_02.speed", "part_03.speed", "part_02.decoding"
     try:
-        speed, decoding = (load_record(f"part_02.{name}") for name in ("speed", "decoding"))
+        speed, activations, decoding = (load_record(name) for name in names)
     except (OSError, ValueError) as error:
         print(f"{error}: run make bench", file=sys.stderr)
         return 1
@@ -55,6 +62,9 @@ def main() -> int:
         print("\n".join(table(measured)))
         if device == "cpu":
             print("\n".join(aims(measured, speed.machine.abilities)))
+    for device, measured in activations.values.items():
+        print(f"\nint8 activations, {activations.machine.gpu if device == 'cuda' else device}; {activations.date}")
+        print("\n".join(integers(measured["layers"])))
     rates = TokenRates.from_values(decoding.values["rates"])
     best = max(FLOATS, key=lambda name: rates[name])
     print(f"\ngreedy decoding of {decoding.model}, against {best}:")
@@ -99,6 +109,22 @@ def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
             met = "met" if gain >= aim.gain and share >= aim.share else "missed"
             of_read = f", {share:.0%} of {aim.share:.0%} of the read bandwidth" if aim.share else ""
             yield f"  {aim.ways.strip():14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×{of_read}: {met}"
+
+
+def integers(measured: Mapping) -> Iterator[str]:
+    """Lines of one device: layers with int8 activations against the best float route, then what was aimed at."""
+    shapes = {name: Benchmark.from_values(values) for name, values in measured.items()}
+    for name, benchmark in shapes.items():
+        best, (shape, rows) = best_float(benchmark), name.split()
+        yield f"{shape}, rows {rows}: ms at p10, times as fast as {best}"
+        for way in sorted(benchmark.measurements, key=lambda way: benchmark[way].p10):
+            if not way.startswith("part: "):
+                yield f"  {way:22} {1e3 * benchmark[way].p10:9.3f}  {benchmark.ratio(best, way)}"
+    for aim in WITH_INTEGERS:
+        if (benchmark := shapes.get(f"{AIMED_SHAPE} {aim.rows}")) is not None:
+            gain = benchmark.ratio(best_float(benchmark), aim.ways).value
+            met = "met" if gain >= aim.gain else "missed"
+            yield f"  {aim.ways:14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×: {met}"
 
 
 def best_float(benchmark: Benchmark) -> str:

@@ -1,7 +1,8 @@
-"""Claims about the lesson model: checked in a page, and set aside for any other model. Start from :func:`claims`.
+"""Claims about the lesson model, or about a machine: checked in a page, and set aside for any other.
 
-A reader may point the lessons at a model of their own (QUANTLIB_MODEL). Every cell still runs; what was measured on
-the lesson's model then is no claim about theirs.
+Start from :func:`claims` and :func:`speed_claims`. A reader may point the lessons at a model of their own
+(QUANTLIB_MODEL), and `make bench` puts the speeds of their own machine in the place of the recorded ones. Every cell
+still runs; what the text says of the lesson's model and of the machine it was written on is no claim about theirs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantlib.machine import Machine
     from quantlib.zoo import LoadedModel
+
+WRITTEN_ON = "Intel(R) Xeon(R) Processor", ("avx512_vnni", "avx512_bf16")  # the CPU whose speeds the pages speak of
 
 
 def claims(loaded: LoadedModel) -> Callable[[bool | Tensor, str], None]:
@@ -29,12 +33,36 @@ def claims(loaded: LoadedModel) -> Callable[[bool | Tensor, str], None]:
             f"loaded must be what load_lesson_model() or load_model() returned, got {type(loaded).__name__}"
         )
 
+    return _checker(loaded.is_lesson_model, "model")
+
+
+def speed_claims(machine: Machine) -> Callable[[bool | Tensor, str], None]:
+    """check(statement, claim), for claims about the speeds that a machine recorded (a record's machine).
+
+    check raises AssertionError with the claim if the statement is false. On another CPU than the one that the pages
+    were written on it prints "not checked for this machine: …" and never fails.
+    """
+    return _checker(is_written_on(machine), "machine")
+
+
+def is_written_on(machine: Machine) -> bool:
+    """Whether a machine has the CPU whose speeds the pages speak of."""
+    cpu, abilities = WRITTEN_ON
+    return machine.cpu == cpu and set(abilities) <= set(machine.abilities)
+
+
+def note_on(machine: Machine) -> str:
+    """A sentence for a caption where the text and the figures are not of the same machine; empty where they are."""
+    return "" if is_written_on(machine) else f" The text of this page speaks of another machine: {WRITTEN_ON[0]}."
+
+
+def _checker(applies: bool, to: str) -> Callable[[bool | Tensor, str], None]:
     def check(statement: bool | Tensor, claim: str) -> None:
         if not isinstance(claim, str) or not claim:
             raise TypeError(f"claim must say in words what is claimed, got {claim!r}")
         true = _truth(statement)
-        if not loaded.is_lesson_model:
-            print(f"not checked for this model: {claim}")
+        if not applies:
+            print(f"not checked for this {to}: {claim}")
         elif not true:
             raise AssertionError(claim)
 

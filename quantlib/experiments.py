@@ -19,6 +19,7 @@ from quantlib.fingerprint import fingerprint
 from quantlib.lesson_files import lessons_folder
 
 PACKAGE = Path(__file__).resolve().parent
+COMMENT = re.compile(r"[ \t]*//.*")
 NAME = re.compile(r"[A-Za-z]\w*\.[A-Za-z]\w*", re.ASCII)
 
 
@@ -28,7 +29,8 @@ class Experiment:
 
     function   f(loaded, *, a=1, b=2) with a model, f(*, a=1, b=2) without
     name       file and function: "part_01.perplexity_of_grids"
-    sources    the quantlib modules whose change makes its record stale: ("grid", "evaluate")
+    sources    the quantlib modules whose change makes its record stale: ("grid", "evaluate"); with a module, the C++
+               file of the same name
     model      the name of the lesson model it measures, or None
     seed       torch, NumPy and random are seeded with it before a recording
     """
@@ -117,7 +119,9 @@ def show_experiment(name: str) -> None:
 def fingerprints(of: Experiment) -> dict[str, str]:
     """The fingerprint of each file that an experiment's record depends on."""
     own = f"experiments/{of.name.partition('.')[0]}.py"
-    files = [own, *(_source_file(source).relative_to(PACKAGE.parent).as_posix() for source in of.sources)]
+    modules = [_source_file(source) for source in of.sources]
+    parts = [part for module in modules for part in (module, module.with_suffix(".cpp")) if part.is_file()]
+    files = [own, *(part.relative_to(PACKAGE.parent).as_posix() for part in parts)]
     return {file: fingerprint_of(file, of.name) for file in files}
 
 
@@ -156,6 +160,8 @@ def fingerprint_of(file: str, name: str) -> str | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
+    if path.suffix == ".cpp":
+        return fingerprint(COMMENT.sub("", text))
     return fingerprint(_used_by(name.partition(".")[2], text) if file.startswith("experiments/") else text)
 
 

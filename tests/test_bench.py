@@ -48,6 +48,15 @@ def test_an_aim_may_ask_for_bandwidth():
     assert list(bench.aims(values, ("avx512_bf16",)))[1].endswith("4.00× of 2.5×, 5% of 65% of the read bandwidth: missed")
 
 
+def test_integer_activations_beside_floats_and_their_aims():
+    ways = {"bf16": timed(4.0, 4), "fp32": timed(8.0, 4), "w8a8": timed(2.0, 4), "mixed": timed(5.0, 4), "part: a": timed(1.0, 4)}
+    values = {"4096x4096 16": {"measurements": ways, "conditions": CONDITIONS}}
+    lines = list(bench.integers(values))
+    assert lines[0] == "4096x4096, rows 16: ms at p10, times as fast as bf16"
+    assert [line.split()[0] for line in lines[1:5]] == ["w8a8", "bf16", "mixed", "fp32"]
+    assert [line.split(":", 1)[1] for line in lines[5:]] == [" 2.00× of 1.4×: met", " 0.80× of 1.0×: missed"]
+
+
 def test_without_a_record_it_says_what_to_run(monkeypatch, capsys):
     def missing(name):
         raise FileNotFoundError(f"{name} was never recorded")
@@ -60,7 +69,7 @@ def test_without_a_record_it_says_what_to_run(monkeypatch, capsys):
 def test_the_records_of_this_repository_can_be_shown(capsys):
     assert bench.main() == 0
     shown = capsys.readouterr().out
-    for words in ("4096x4096, rows 1:", "11008x4096, rows 256:", "int4 int4pack", "w8a8", "tokens/s"):
+    for words in ("4096x4096, rows 1:", "11008x4096, rows 256:", "int4 int4pack", "w8a8", "tokens/s", "1024x1024, rows 16:", "int8 activations, cpu"):
         assert words in shown
 
 

@@ -1,4 +1,4 @@
-"""Claims hold for the lesson's model, and are set aside, in print, for any other."""
+"""Claims hold for the lesson's model and the machine of the text, and are set aside, in print, for any other."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantlib.claims import claims
+from quantlib.claims import WRITTEN_ON, claims, note_on, speed_claims
+from quantlib.machine import Machine
 
 
 @dataclass
@@ -51,3 +52,22 @@ def test_a_claim_that_says_nothing_is_refused(lesson_model, statement, claim, se
 def test_claims_are_about_a_loaded_model():
     with pytest.raises(TypeError, match="loaded must be what load_lesson_model"):
         claims("SmolLM2-135M-Instruct")
+
+
+def machine(cpu=WRITTEN_ON[0], abilities=("avx2", *WRITTEN_ON[1])):
+    return Machine(cpu, 2, tuple(abilities), None)
+
+
+def test_speeds_of_the_machine_that_the_text_speaks_of_are_judged(capsys):
+    check = speed_claims(machine())
+    check(True, "int8 is faster")
+    with pytest.raises(AssertionError, match=r"^int8 is faster$"):
+        check(False, "int8 is faster")
+    assert capsys.readouterr().out == "" == note_on(machine())
+
+
+@pytest.mark.parametrize("other", [machine(cpu="AMD EPYC"), machine(abilities=("avx2",))])
+def test_speeds_of_another_machine_are_not_judged(other, capsys):
+    speed_claims(other)(False, "int8 is faster")
+    assert capsys.readouterr().out == "not checked for this machine: int8 is faster\n"
+    assert note_on(other).startswith(" The text of this page speaks of another machine")

@@ -66,7 +66,11 @@ def speed_on(device, shapes, rows, rounds):
     return {"ceilings": limits, "products": results}
 
 
-@experiment(sources=("kernels.cpu", "kernels.gpu", "benchmark", "ceilings"))
+KERNELS = (
+    "kernels.cpu", "kernels.compiled", "kernels.compiled_digits", "kernels.gpu")
+
+
+@experiment(sources=(*KERNELS, "benchmark", "ceilings"))
 def speed(
     *,
     shapes=((4096, 4096), (11008, 4096)),
@@ -106,7 +110,7 @@ def generated(model, prompt, tokens):
 
 @experiment(
     model="SmolLM2-135M-Instruct",
-    sources=("kernels.cpu", "layers", "convert", "decoding"),
+    sources=(*KERNELS, "layers", "convert", "decoding"),
 )
 def decoding(loaded, *, tokens=48, rounds=5):
     """Greedy text of float and quantized models: how fast, and which."""
@@ -134,14 +138,14 @@ def decoding(loaded, *, tokens=48, rounds=5):
 
 @experiment(
     model="SmolLM2-135M-Instruct",
-    sources=("kernels.cpu", "layers", "convert", "decoding"),
+    sources=(*KERNELS, "layers", "convert", "decoding"),
 )
 def compiled_decoding(loaded, *, tokens=48, rounds=5):
     """Greedy decoding, also with a cache of fixed size and torch.compile.
 
     Needs a C++ compiler.
     """
-    models = kinds(loaded.model)
+    models = {"fp32": loaded.model, **kinds(loaded.model)}
     for name, model in tuple(models.items()):
         models[f"{name} compiled"] = fused = copy.deepcopy(model)
         fused.generation_config.cache_implementation = "static"
@@ -149,7 +153,7 @@ def compiled_decoding(loaded, *, tokens=48, rounds=5):
         fused.forward = torch.compile(fused.forward)
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
 
-    # all six share one forward, and each counts as a recompilation of it
+    # all eight share one forward, and each counts as a recompilation of it
     options = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
     with torch._dynamo.config.patch(options):
         return tokens_per_second(

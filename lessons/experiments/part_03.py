@@ -310,40 +310,59 @@ def planted_outlier(
     return results
 
 
-@experiment(sources=("kernels.cpu", "kernels.gpu", "benchmark", "mixed", "outliers"))
-def speed(*, size=4096, rows=(1, 16, 256, 1024), outliers=4, rounds=11):
-    """Seconds of a float layer, W8A8 and LLM.int8(), and of its parts."""
+@experiment(sources=(
+    "kernels.cpu", "kernels.compiled", "kernels.compiled_digits",
+    "kernels.gpu", "benchmark", "mixed", "outliers"))
+def speed(
+        *, shapes=((1024, 1024), (4096, 4096), (11008, 4096)),
+        rows=(1, 16, 256, 1024), one_in=1024, rounds=11):
+    """Seconds of float layers, W8A8, LLM.int8() and its parts.
+
+    One column in so many is an outlier.
+    """
     devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
-    return {device: speed_on(device, size, rows, outliers, rounds) for device in devices}
+    return {
+        device: {
+            "ceilings": ceilings(device),
+            "layers": {
+                f"{out}x{columns} {count}": time_layer(
+                    out, columns, count, one_in, rounds, device)
+                for out, columns in shapes for count in rows
+            },
+        }
+        for device in devices
+    }
 
 
-def speed_on(device, size, rows, outliers, rounds):
+def time_layer(out, columns, count, one_in, rounds, device):
     from quantlib.mixed import quantize_in_pieces
 
-    linear = nn.Linear(size, size, bias=False, device=device)
+    linear = nn.Linear(columns, out, bias=False, device=device)
     w, w16 = linear.weight.detach(), linear.weight.detach().bfloat16()
-    w8a8, mixed = (MixedInt8Linear.from_float(linear, t).to(device) for t in (None, 6.0))
-    exact = MixedInt8Linear.from_float(linear.bfloat16(), 6.0, keep_float=True)
-    weight_only = Int8Linear.from_quantized(quantize(w, Grid(8, "row", narrow_range=True)))
-    results = {}
-    for count in rows:
-        x = torch.randn(count, size, device=device).clamp_(-5, 5)
-        x[:, :: size // outliers] *= 20  # so many outlier columns
-        x[0, :: size // outliers] = 60.0  # in every call
-        x16 = x.bfloat16()
-        found = outlier_features(x16, 6.0)
-        codes = quantize_rows(x16, 6.0, found).codes
-        ways = {
-            "fp32": lambda: F.linear(x, w),
-            "bf16": lambda: F.linear(x16, w16),
-            "weight only": lambda: weight_only(x16),
-            "w8a8": lambda: w8a8(x16),
-            "mixed": lambda: mixed(x16),
-            "mixed, float weights": lambda: exact(x16),
-            "part: find the outliers": lambda: outlier_features(x16, 6.0),
-            "part: quantize the rows": lambda: quantize_in_pieces(x16, 6.0, found),
-            "part: multiply integers": lambda: int8_matmul(codes, mixed.packed),
-        }
-        with torch.inference_mode():
-            results[str(count)] = measure(ways, rounds=rounds, device=device)
-    return {"ceilings": ceilings(device), "rows": results, "kept": int(found.sum())}
+    w8a8, mixed = (
+        MixedInt8Linear.from_float(linear, t) for t in (None, 6.0))
+    exact = MixedInt8Linear.from_float(
+        linear.bfloat16(), 6.0, keep_float=True)
+    weight_only = Int8Linear.from_quantized(
+        quantize(w, Grid(8, "row", narrow_range=True)))
+    x = torch.randn(count, columns, device=device).clamp_(-5, 5)
+    x[:, ::one_in] *= 20
+    x[0, ::one_in] = 60.0  # so they are outliers in every call
+    x16 = x.bfloat16()
+    found = outlier_features(x16, 6.0)
+    codes = quantize_rows(x16, 6.0, found).codes
+    ways = {
+        "fp32": lambda: F.linear(x, w),
+        "bf16": lambda: F.linear(x16, w16),
+        "weight only": lambda: weight_only(x16),
+        "w8a8": lambda: w8a8(x16),
+        "mixed": lambda: mixed(x16),
+        "mixed, float weights": lambda: exact(x16),
+        "part: find the outliers": lambda: outlier_features(x16, 6.0),
+        "part: quantize the rows":
+            lambda: quantize_in_pieces(x16, 6.0, found),
+        "part: multiply integers":
+            lambda: int8_matmul(codes, mixed.packed),
+    }
+    with torch.inference_mode():
+        return measure(ways, rounds=rounds, device=device)

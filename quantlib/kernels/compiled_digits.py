@@ -62,20 +62,19 @@ def product(x: Tensor, p: PackedWeight, library: compiled.Library | None = None)
 
 
 def run(x: Tensor, p: PackedWeight, library: compiled.Library) -> Tensor | None:
-    """product without its checks; None where x has a value that no integer is."""
-    rows, columns = x.shape
-    y = x.new_empty((rows, p.out_features))
-    sizes = rows, columns, p.out_features
-    half, threads = p.scale.dtype is torch.float16, torch.get_num_threads()
-    if p.nibbles:
-        zero = 0 if p.zero_point is None else p.zero_point.data_ptr()
-        pointers = x.data_ptr(), p.data.data_ptr(), p.scale.data_ptr(), zero, y.data_ptr()
-        done = library.int4_digits(PRODUCT4.pack(*pointers, *sizes, p.grid.group_size, half, threads))
-    else:
-        pointers = x.data_ptr(), p.data.data_ptr(), p.scale.data_ptr(), y.data_ptr()
-        one_scale = p.scale.shape[0] == 1 < p.out_features
-        done = library.int8_digits(PRODUCT8.pack(*pointers, *sizes, half, one_scale, threads))
-    return y if done else None
+    """product without its checks, and in few steps; None where x has a value that no integer is."""
+    rows, columns, out, scale = x.shape[0], p.in_features, p.out_features, p.scale
+    y = x.new_empty((rows, out))
+    half, threads = scale.dtype is torch.float16, torch.get_num_threads()
+    at = x.data_ptr(), p.data.data_ptr(), scale.data_ptr()
+    if p.layout == "int4pack":
+        zero = p.zero_point
+        zero = 0 if zero is None else zero.data_ptr()
+        product = PRODUCT4.pack(*at, zero, y.data_ptr(), rows, columns, out, p.grid.group_size, half, threads)
+        return y if library.int4_digits(product) else None
+    one_scale = scale.shape[0] == 1 < out
+    product = PRODUCT8.pack(*at, y.data_ptr(), rows, columns, out, half, one_scale, threads)
+    return y if library.int8_digits(product) else None
 
 
 def in_floats(x: Tensor, p: PackedWeight, library: compiled.Library) -> Tensor:
