@@ -19,6 +19,7 @@ from quantlib.packing import pack, packed_bytes, unpack, width
 
 LAYOUTS = ("rows", "int4pack", "onednn", "tinygemm")
 INT4PACK_GROUPS = (32, 64, 128, 256)
+BLOCKS_AT_ONCE = 16  # when they are packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +172,13 @@ def int4_block() -> int:
 
 
 def _blocks(codes: Tensor, block: int) -> Tensor:
-    """Codes [out, in] of up to 4 bits to bytes uint8 [out/block, in, block/2]."""
-    nibbles = (codes + 8).view(torch.uint8).view(-1, 2, block // 2, codes.shape[1])  # [out/block, 2, block/2, in]
-    return (nibbles[:, 0] | nibbles[:, 1] << 4).transpose(1, 2).contiguous()  # [out/block, in, block/2]
+    """Codes [out, in] of up to 4 bits to bytes uint8 [out/block, in, block/2], some rows at a time: little more memory."""
+    out, columns = codes.shape
+    data = torch.empty((out // block, columns, block // 2), dtype=torch.uint8, device=codes.device)
+    for blocks, rows in zip(data.split(BLOCKS_AT_ONCE), codes.split(BLOCKS_AT_ONCE * block), strict=True):
+        nibbles = (rows + 8).view(torch.uint8).view(-1, 2, block // 2, columns)  # [blocks, 2, block/2, in]
+        blocks.copy_((nibbles[:, 0] | nibbles[:, 1] << 4).transpose(1, 2))
+    return data
 
 
 def _from_blocks(p: PackedWeight) -> Tensor:
