@@ -83,8 +83,7 @@ def table(measured: Mapping) -> Iterator[str]:
         shape, rows = name.split()
         yield f"{shape}, rows {rows}: ms at p10, times as fast as {best}, share of reading ({here.read_gb_per_s:.1f} GB/s)"
         for way in sorted(benchmark.measurements.keys() - {READ}, key=lambda way: benchmark[way].p10):
-            m = benchmark[way]
-            yield f"  {way:22} {1e3 * m.p10:9.3f}  {benchmark.ratio(best, way)!s:22} {here.share_of_read(m):5.0%}"
+            yield f"{_timed(benchmark, best, way):58} {here.share_of_read(benchmark[way]):5.0%}"
 
 
 def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
@@ -106,9 +105,7 @@ def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
                 reached.append((ratio, limits.beside(benchmark).share_of_read(benchmark[best])))
         if reached:
             gain, share = (min(values) for values in zip(*reached, strict=True))
-            met = "met" if gain >= aim.gain and share >= aim.share else "missed"
-            of_read = f", {share:.0%} of {aim.share:.0%} of the read bandwidth" if aim.share else ""
-            yield f"  {aim.ways.strip():14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×{of_read}: {met}"
+            yield _verdict(aim, gain, share)
 
 
 def integers(measured: Mapping) -> Iterator[str]:
@@ -119,12 +116,20 @@ def integers(measured: Mapping) -> Iterator[str]:
         yield f"{shape}, rows {rows}: ms at p10, times as fast as {best}"
         for way in sorted(benchmark.measurements, key=lambda way: benchmark[way].p10):
             if not way.startswith("part: "):
-                yield f"  {way:22} {1e3 * benchmark[way].p10:9.3f}  {benchmark.ratio(best, way)}"
+                yield _timed(benchmark, best, way)
     for aim in WITH_INTEGERS:
         if (benchmark := shapes.get(f"{AIMED_SHAPE} {aim.rows}")) is not None:
-            gain = benchmark.ratio(best_float(benchmark), aim.ways).value
-            met = "met" if gain >= aim.gain else "missed"
-            yield f"  {aim.ways:14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×: {met}"
+            yield _verdict(aim, benchmark.ratio(best_float(benchmark), aim.ways).value)
+
+
+def _timed(benchmark: Benchmark, best: str, way: str) -> str:
+    return f"  {way:22} {1e3 * benchmark[way].p10:9.3f}  {benchmark.ratio(best, way)}"
+
+
+def _verdict(aim: Aim, gain: float, share: float = 0.0) -> str:
+    met = "met" if gain >= aim.gain and share >= aim.share else "missed"
+    of_read = f", {share:.0%} of {aim.share:.0%} of the read bandwidth" if aim.share else ""
+    return f"  {aim.ways.strip():14} {aim.rows:4} rows: {gain:.2f}× of {aim.gain}×{of_read}: {met}"
 
 
 def best_float(benchmark: Benchmark) -> str:

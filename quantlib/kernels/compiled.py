@@ -3,8 +3,9 @@
 Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
 `python -m quantlib.kernels.compiled` compiles compiled.cpp and compiled_digits.cpp for this machine, once, with the
-compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and nothing has to be: every
-product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone even where it was built.
+compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and
+nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone even where it was
+built.
 
 The file's name is a hash of the source, the flags, the compiler and the CPU, and the library contains it: what was
 built for another machine, or from another source, is not found, and a file under the wrong name is not loaded.
