@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from quantlib.digits import digits
 from quantlib.grid import QuantizedTensor, quantize
-from quantlib.kernels import WEIGHT, PackedWeight, fields, from_fields, int8_matmul, pack_weight, unpack_weight
-from quantlib.kernels.packed import cannot_hold
+from quantlib.kernels import WEIGHT, PackedWeight, fields, from_fields, int8_matmul, pack_for_integers, unpack_weight
 from quantlib.layers import QuantizedLinear
 from quantlib.outliers import ROW_INT8, outlier_features, quantize_rows
 
@@ -35,6 +34,7 @@ class MixedInt8Linear(QuantizedLinear):
     """
 
     bits = range(8, 9)
+    integer_products = True  # for explain
 
     def __init__(self, q: QuantizedTensor, bias: Tensor | None, threshold: float | None, float_weight: Tensor | None):
         if q.grid != ROW_INT8:
@@ -80,11 +80,9 @@ class MixedInt8Linear(QuantizedLinear):
         return f"{super().extra_repr()}, threshold={self.threshold}, keep_float={self.float_weight is not None}"
 
     def _hold(self, packed: PackedWeight) -> None:
-        """In the order of the fastest integer kernel, where the device has one."""
+        """In the order of the fastest integer kernel that is right here, where the device has one of its own."""
         if packed.layout == "rows" and packed.data.device.type == "cpu":
-            q = unpack_weight(packed)
-            if not cannot_hold("onednn", q, q.codes.device):
-                packed = pack_weight(q, layout="onednn")
+            packed = pack_for_integers(unpack_weight(packed))
         super()._hold(packed)
 
     def __deepcopy__(self, memo: dict):

@@ -10,8 +10,9 @@ from quantized_cases import inputs, weights
 
 from quantlib import Grid, explain, linear, quantize
 from quantlib.grid import QuantizedTensor
-from quantlib.kernels import choose, cpu, forget, gpu, int8_matmul, pack_weight
-from quantlib.kernels.candidates import Kernel
+from quantlib.kernels import choose, cpu, forget, gpu, int8_matmul, pack_weight, usable
+from quantlib.kernels.candidates import Kernel, run_naive
+from quantlib.kernels.explained import describe
 from quantlib.kernels.packed import cannot_hold, int4_block
 from quantlib.kernels.reference import (
     int8_matmul_reference,
@@ -46,11 +47,13 @@ def test_every_kernel_is_within_its_dtypes_bound_of_the_reference(kernel, data):
             continue
         packed = pack_weight(q, layout=layout)
         ordered = x if packed.order is None else x[:, packed.order.long()]
-        if not kernel.refuses(packed, x.dtype, len(x)):
+        if kernel.refuses(packed, x.dtype, len(x)):
+            continue
+        ran += 1
+        if not usable(kernel, packed, x):  # else it is wrong on this CPU, and never runs
             y = kernel.run(ordered.contiguous(), packed)
             assert y.dtype == x.dtype and y.shape == expected.shape
             assert bool(((y.double() - expected).abs() <= rounding_bound(x, q, x.dtype)).all()), layout
-            ran += 1
     assert ran or (kernel.name == "int4pack" and not int4_block())
 
 
@@ -88,7 +91,7 @@ def test_integer_products_are_exact(rows, out, columns, seed, bits):
         packed = pack_weight(q, layout=layout)
         assert int8_matmul(codes, packed).equal(expected)
         for kernel in cpu.INT8_KERNELS:
-            if rows and not kernel.refuses(packed, codes.dtype, rows):
+            if rows and not usable(kernel, packed, codes):
                 assert kernel.run(codes, packed).equal(expected), kernel.name
 
 
@@ -142,7 +145,7 @@ def pretended(name, seconds, clock, runs, refuses=None):
     def run(x, p):
         runs.append(name)
         clock.now += seconds
-        return x.new_zeros(len(x), p.out_features)
+        return run_naive(x, p)
 
     return Kernel(name, lambda p, dtype, rows: refuses, run)
 
@@ -185,9 +188,8 @@ def test_a_pinned_kernel_runs(fresh, monkeypatch):
     x = torch.randn(3, 64, dtype=torch.bfloat16)
     for kernel in cpu.KERNELS:
         monkeypatch.setenv("QUANTLIB_KERNEL", kernel.name)
-        reason = kernel.refuses(packed, x.dtype, 3)
-        if reason:
-            with pytest.raises(ValueError, match=f"QUANTLIB_KERNEL={kernel.name} cannot take this product"):
+        if usable(kernel, packed, x):
+            with pytest.raises(ValueError, match=f"QUANTLIB_KERNEL={kernel.name} (cannot take this|is wrong on this CPU)"):
                 linear(x, packed)
         else:
             assert linear(x, packed).equal(kernel.run(x, packed))
@@ -205,10 +207,11 @@ def test_every_name_that_can_be_pinned_is_a_kernels(fresh):
 def test_explain_names_every_kernel_with_its_time_or_its_reason(fresh):
     text = explain(pack_weight(quantize(torch.randn(64, 64), Grid(4, 32))), 5)
     for kernel in cpu.KERNELS:
-        assert re.search(rf"^  {kernel.name} +([0-9.]+ ms|cannot: \w)", text, flags=re.MULTILINE), kernel.name
+        assert re.search(rf"^  {kernel.name} +([0-9.]+ ms|cannot: \w|wrong on this CPU: \w)", text, flags=re.MULTILINE), kernel.name
     assert text.count("chosen: the fastest") == 1 and "5 rows of bfloat16 × [64, 64], 4 bits, groups of 32" in text
-    only = explain(pack_weight(quantize(torch.randn(8, 8), Grid(8)), layout="onednn"), 1)
-    assert "chosen, because no other can" in only
+    only = pretended("only", 1, Clock(), [])
+    packed = pack_weight(quantize(torch.randn(8, 8), Grid(8)))
+    assert "chosen, because no other can" in describe(packed, 1, torch.float32, lambda device, integer: [only])
     with pytest.raises(ValueError, match="rows must be"):
         explain(pack_weight(quantize(torch.randn(8, 8), Grid(8))), 0)
     with pytest.raises(TypeError, match="layer must be"):

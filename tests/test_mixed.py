@@ -1,6 +1,7 @@
 """MixedInt8Linear against the plain decomposition, at every corner, and that it really multiplies integers."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from quantlib.kernels import fields, pack_weight
+from quantlib.kernels import cpu, explain, fields, pack_weight, usable
 from quantlib.mixed import MixedInt8Linear
 from quantlib.outliers import matmul_mixed
+
+ONEDNN = cpu.INT8_KERNELS[0]
 
 
 def case(out, columns, tokens, seed=0, bias=True, outliers=()):
@@ -96,15 +99,18 @@ def test_the_ends_of_the_threshold():
 
 @pytest.mark.parametrize("threshold", [None, 6.0])
 def test_the_operator_that_runs_multiplies_integers(threshold):
-    linear, x = case(64, 64, 8, outliers=[3])
+    linear, x = case(1024, 1024, 64, outliers=[3])
     layer = MixedInt8Linear.from_float(linear, threshold)
     layer(x)
+    if layer.packed.layout != "onednn" or usable(ONEDNN, layer.packed, torch.zeros(1, 1024, dtype=torch.int8)):
+        assert re.search(r"^  onednn +wrong on this CPU", explain(layer, 64), flags=re.MULTILINE)
+        return
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:
         layer(x)
     ran = [(event.key, event.input_shapes) for event in watched.key_averages(group_by_input_shape=True)]
-    assert layer.packed.layout == "onednn" and any("qlinear_pointwise" in name for name, _ in ran), ran
+    assert any("qlinear_pointwise" in name for name, _ in ran), ran
     for name, shapes in ran:  # no operator multiplies floats by a matrix as large as the weight
-        assert name not in ("aten::mm", "aten::addmm", "aten::linear") or [64, 64] not in shapes, (name, shapes)
+        assert name not in ("aten::mm", "aten::addmm", "aten::linear") or [1024, 1024] not in shapes, (name, shapes)
 
 
 def test_nothing_is_kept_twice():
@@ -140,7 +146,7 @@ def test_saved_copied_moved(keep_float, threshold):
     other = MixedInt8Linear.from_float(case(32, 64, 1, seed=9)[0], 3.0, keep_float=keep_float)
     other.load_state_dict(state)
     assert other.threshold == threshold and other(x).equal(expected) and twin(x).equal(expected)
-    assert layer.to(torch.bfloat16).scale.dtype == torch.float32 and layer.packed.layout == "onednn"
+    assert layer.to(torch.bfloat16).scale.dtype == torch.float32 and layer.packed.layout == twin.packed.layout
     assert layer(x.bfloat16()).dtype == torch.bfloat16
 
 

@@ -1,7 +1,8 @@
 """Products with quantized matrices, by the fastest correct kernel of the machine. Start from :func:`linear`.
 
-kernels/reference.py is the oracle, kernels/packed.py the bytes, kernels/cpu.py and kernels/gpu.py the fast paths, and
-kernels/choose.py times them at the first use of a shape and keeps the fastest. :func:`explain` says which, and why.
+kernels/reference.py is the oracle, kernels/packed.py the bytes, kernels/cpu.py and kernels/gpu.py the fast paths.
+kernels/probes.py asks each at its first use whether it answers right on this machine; kernels/choose.py times those
+that do and keeps the fastest. :func:`explain` says which, and why.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quantlib.grid import Grid
+from quantlib.grid import Grid, QuantizedTensor
 from quantlib.kernels.candidates import NAIVE, Kernel
-from quantlib.kernels.choose import Choice, choice_for, forget, kernel_for
-from quantlib.kernels.packed import PackedWeight, pack_weight, unpack_weight
+from quantlib.kernels.choose import forget, kernel_for, usable
+from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight, unpack_weight
+from quantlib.kernels.probes import fault_of
 
-__all__ = ["PackedWeight", "explain", "forget", "int8_matmul", "kernels_of", "linear", "pack_weight", "unpack_weight"]
+__all__ = [
+    "PackedWeight",
+    "explain",
+    "forget",
+    "int8_matmul",
+    "kernels_of",
+    "linear",
+    "pack_for_integers",
+    "pack_weight",
+    "unpack_weight",
+    "usable",
+]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -60,19 +73,20 @@ def int8_matmul(codes: Tensor, packed: PackedWeight) -> Tensor:
 
 
 def explain(layer: object, rows: int, dtype: torch.dtype | None = None) -> str:
-    """Which kernel multiplies so many rows by a layer's weight on this machine, how fast each candidate was, and why
-    the others cannot. Times them first if that has not happened.
+    """Which kernel multiplies so many rows by a layer's weight on this machine, how fast each candidate was, which are
+    wrong here, and why the others cannot. Times them first if that has not happened.
 
-    layer  a layer of quantlib.layers, or a PackedWeight;  dtype  of x, by default bfloat16 on a CPU that multiplies it
+    layer  a layer of quantlib.layers, or a PackedWeight;  dtype  of x, by default bfloat16; where the layer multiplies integers, int8
     """
     from quantlib.kernels.explained import describe
 
     packed = getattr(layer, "packed", layer)
+    integers = getattr(layer, "integer_products", packed is layer and getattr(packed, "layout", "") == "onednn")
     if not isinstance(packed, PackedWeight):
         raise TypeError(f"layer must be a quantized layer or a PackedWeight, got {type(layer).__name__}")
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows must be a whole number of at least 1, got {rows!r}")
-    return describe(packed, rows, dtype or torch.bfloat16, kernels_of)
+    return describe(packed, rows, torch.int8 if integers else dtype or torch.bfloat16, kernels_of)
 
 
 def kernels_of(device: torch.device, integer: bool = False) -> tuple[Kernel, ...]:
@@ -86,6 +100,22 @@ def kernels_of(device: torch.device, integer: bool = False) -> tuple[Kernel, ...
 
         return gpu.INT8_KERNELS if integer else gpu.KERNELS
     return (NAIVE,)
+
+
+def pack_for_integers(q: QuantizedTensor) -> PackedWeight:
+    """8-bit codes with one scale a row, packed for the fastest kind of integer kernel that answers right here.
+
+    Which kind that is does not depend on the shape; which kernel of the layout then runs is measured (`int8_matmul`).
+    """
+    device = q.codes.device
+    if device.type == "cpu":
+        from quantlib.kernels import cpu
+
+        for kernel, layout in cpu.INT8_LAYOUTS:
+            holds = cannot_hold(layout, q, device) is None
+            if holds and fault_of(kernel, layout, q.grid, q.scale.dtype, torch.int8, device) is None:
+                return pack_weight(q, layout=layout)
+    return pack_weight(q, layout="rows")
 
 
 def _product(x: Tensor, p: PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -20,11 +20,14 @@ class Kernel:
     name     as QUANTLIB_KERNEL and explain() call it
     refuses  (packed, dtype of x, rows of x) -> why it cannot take them, as a clause; None if it can
     run      (x [rows, in], packed) -> [rows, out] in the dtype of x; rows ≥ 1, x contiguous, columns in packed's order
+    guarded  whether a probe watches the memory behind what it allocates (quantlib.kernels.guards). Not where only
+             PyTorch writes, which the watching would make slow, nor under torch.compile, which would not compile
     """
 
     name: str
     refuses: Callable[[PackedWeight, torch.dtype, int], str | None]
     run: Callable[[Tensor, PackedWeight], Tensor]
+    guarded: bool = True
 
 
 def run_naive(x: Tensor, p: PackedWeight) -> Tensor:
@@ -41,7 +44,18 @@ def _unordered(p: PackedWeight) -> PackedWeight:
     return PackedWeight(p.data, p.scale, p.zero_point, None, p.grid, p.out_features, p.in_features, p.layout)
 
 
-NAIVE = Kernel("naive", lambda p, dtype, rows: None, run_naive)
+NAIVE = Kernel("naive", lambda p, dtype, rows: None, run_naive, guarded=False)
+
+
+def run_reference(x: Tensor, p: PackedWeight) -> Tensor:
+    """In float64 from the first number to the last, where sums of products of codes are exact too."""
+    q = unpack_weight(_unordered(p))
+    if x.dtype == torch.int8:
+        return F.linear(x.double(), q.codes.double()).float()  # [rows, out]
+    return F.linear(x.double(), q.dequantize(torch.float64)).to(x.dtype)
+
+
+REFERENCE = Kernel("reference", lambda p, dtype, rows: None, run_reference, guarded=False)  # where no other answers right
 
 
 def only_rows_of_scales(grid: Grid, groups: int) -> str | None:

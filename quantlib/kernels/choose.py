@@ -1,6 +1,6 @@
 """Which kernel runs: measured on this machine, at the first use, and remembered. Start from :func:`kernel_for`.
 
-No fixed rule serves two CPUs: PyTorch's int8 operator is the fastest up to 10 rows on one and up to 4 on another, and
+No kernel is timed before it answered right here (quantlib.kernels.probes). And no fixed rule serves two CPUs: PyTorch's int8 operator is the fastest up to 10 rows on one and up to 4 on another, and
 a compiled kernel may be there or not. So the first product of a kind (layout, shape, dtype, rows up to the next power
 of two, threads) runs every kernel that can take it, a few times by turns, and keeps the fastest for the process.
 
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.kernels.candidates import Kernel
+from quantlib.kernels.candidates import REFERENCE, Kernel
 from quantlib.kernels.packed import PackedWeight
+from quantlib.kernels.probes import fault_of, forget_faults
 
 ROUNDS = 5  # of the kernels that are close; the clearly slower ones run once or twice
 CLOSE = 2.0
@@ -31,12 +32,14 @@ class Choice:
 
     seconds  kernel name -> the fastest of its runs; empty if nothing had to be timed
     refused  kernel name -> why it could not take this product
+    wrong    kernel name -> what was wrong with its answers on this machine
     pinned   whether QUANTLIB_KERNEL chose
     """
 
     kernel: Kernel
     seconds: dict[str, float]
     refused: dict[str, str]
+    wrong: dict[str, str]
     pinned: bool = False
 
 
@@ -69,28 +72,52 @@ def rows_bucket(rows: int) -> int:
 
 
 def forget() -> None:
-    """Choose again at the next use, as after a kernel was built."""
+    """Choose again at the next use, and ask again what is right, as after a kernel was built."""
     _choices.clear()
+    forget_faults()
 
 
 def _choose(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight, pinned: str | None) -> Choice:
     refused = {k.name: reason for k in kernels if (reason := k.refuses(p, x.dtype, x.shape[0]))}
     able = [k for k in kernels if k.name not in refused]
+    place = place_of(x.device)
     if pinned is not None:
         names = [k.name for k in kernels]
         if pinned in refused:
             raise ValueError(f"QUANTLIB_KERNEL={pinned} cannot take this product: {refused[pinned]}")
         if pinned in names:
-            return Choice(kernels[names.index(pinned)], {}, refused, pinned=True)
+            kernel = kernels[names.index(pinned)]
+            if fault := fault_beside(kernel, p, x):
+                raise ValueError(f"QUANTLIB_KERNEL={pinned} is wrong on this {place}: {fault}; name another, or none")
+            return Choice(kernel, {}, refused, {}, pinned=True)
         if pinned not in KNOWN_NAMES:
             raise ValueError(f"QUANTLIB_KERNEL={pinned} is no kernel: use one of {', '.join(sorted(KNOWN_NAMES))}")
     if not able:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ValueError(f"no kernel multiplies this weight on {x.device}: {reasons}")
-    if len(able) == 1:
-        return Choice(able[0], {}, refused)
-    seconds = fastest_of(able, lambda kernel: kernel.run(x, p), synchronise=_synchronise(x.device))
-    return Choice(min(able, key=lambda k: seconds[k.name]), seconds, refused)
+    wrong = {k.name: fault for k in able if (fault := fault_beside(k, p, x))}
+    right = [k for k in able if k.name not in wrong] or [REFERENCE]
+    if len(right) == 1:
+        return Choice(right[0], {}, refused, wrong)
+    seconds = fastest_of(right, lambda kernel: kernel.run(x, p), synchronise=_synchronise(x.device))
+    return Choice(min(right, key=lambda k: seconds[k.name]), seconds, refused, wrong)
+
+
+def fault_beside(kernel: Kernel, p: PackedWeight, x: Tensor) -> str | None:
+    """What is wrong with a kernel's answers to products like x · Ŵᵀ on this machine; None if nothing is."""
+    return fault_of(kernel, p.layout, p.grid, p.scale.dtype, x.dtype, p.scale.device)
+
+
+def usable(kernel: Kernel, p: PackedWeight, x: Tensor) -> str | None:
+    """Why a kernel may not multiply x [rows, in] by p: it cannot, or is wrong on this machine. None if it may."""
+    if reason := kernel.refuses(p, x.dtype, x.shape[0]):
+        return reason
+    fault = fault_beside(kernel, p, x)
+    return f"wrong on this {place_of(x.device)}: {fault}" if fault else None
+
+
+def place_of(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "CPU"
 
 
 KNOWN_NAMES = {

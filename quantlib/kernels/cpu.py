@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quantlib.kernels import compiled, compiled_digits
-from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
+from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales, run_reference
 from quantlib.kernels.packed import PackedWeight
 
 CHUNK_BYTES = (
@@ -236,4 +236,7 @@ def _int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
     return torch._int_mm(codes, weight).float()  # [rows, out]
 
 
-INT8_KERNELS = (Kernel("onednn", _onednn_refuses, _onednn), Kernel("int_mm", _int_mm_refuses, _int_mm))
+NAIVE_INT8 = Kernel("naive int8", lambda p, dtype, rows: None, run_reference, guarded=False)
+
+INT8_KERNELS = (Kernel("onednn", _onednn_refuses, _onednn), Kernel("int_mm", _int_mm_refuses, _int_mm), NAIVE_INT8)
+INT8_LAYOUTS = ((INT8_KERNELS[0], "onednn"),)  # what a layer packs for, the fastest first

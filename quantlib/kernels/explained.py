@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from quantlib.kernels.choose import Choice, choice_for, rows_bucket
+from quantlib.kernels.candidates import Kernel
+from quantlib.kernels.choose import Choice, choice_for, place_of, rows_bucket
 from quantlib.kernels.packed import PackedWeight
+from quantlib.kernels.probes import faults_of
 
 
 def describe(p: PackedWeight, rows: int, dtype: torch.dtype, kernels: Callable) -> str:
-    """One line for the product, then one for each kernel: its time, or why it cannot."""
+    """One line for the product, then one for each kernel: its time, what is wrong with it here, or why it cannot."""
     generator = torch.Generator().manual_seed(0)
-    integer = p.layout == "onednn"
+    integer = dtype == torch.int8
     x = torch.randn((rows, p.in_features), generator=generator)
     x = x.mul_(32).clamp_(-127, 127).to(torch.int8) if integer else x.to(dtype)
     x = x.to(p.scale.device)
     choice = choice_for(kernels(x.device, integer), x, p)
-    return "\n".join([_product(p, rows, x), *_candidates(choice)])
+    return "\n".join([_product(p, rows, x), *_candidates(choice, kernels(x.device, integer), place_of(x.device))])
 
 
 def _product(p: PackedWeight, rows: int, x: torch.Tensor) -> str:
@@ -37,15 +39,20 @@ def _device(device: torch.device) -> str:
     return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
 
 
-def _candidates(choice: Choice) -> list[str]:
-    width = max(map(len, [choice.kernel.name, *choice.seconds, *choice.refused]))
+def _candidates(choice: Choice, kernels: Sequence[Kernel], place: str) -> list[str]:
+    width = max(map(len, [choice.kernel.name, *choice.seconds, *choice.refused, *choice.wrong]))
     lines = []
     if choice.pinned:
         lines.append(f"  {choice.kernel.name:{width}}  chosen, because QUANTLIB_KERNEL names it")
     elif not choice.seconds:
-        lines.append(f"  {choice.kernel.name:{width}}  chosen, because no other can")
+        why = "no other answers right" if choice.wrong else "no other can"
+        lines.append(f"  {choice.kernel.name:{width}}  chosen, because {why}")
     for name, seconds in sorted(choice.seconds.items(), key=lambda item: item[1]):
         chosen = "  chosen: the fastest" if name == choice.kernel.name else ""
         lines.append(f"  {name:{width}}  {1e3 * seconds:8.3f} ms{chosen}")
-    lines += [f"  {name:{width}}  cannot: {reason}" for name, reason in choice.refused.items()]
+    # one that cannot take this layout may be why the weight is not in the layout that it takes
+    elsewhere = {k.name: faults[0] for k in kernels if k.name in choice.refused and (faults := faults_of(k))}
+    wrong = choice.wrong | elsewhere
+    lines += [f"  {name:{width}}  wrong on this {place}: {fault}" for name, fault in wrong.items()]
+    lines += [f"  {name:{width}}  cannot: {reason}" for name, reason in choice.refused.items() if name not in wrong]
     return lines

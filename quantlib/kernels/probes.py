@@ -1,0 +1,215 @@
+"""Whether a kernel answers right on this machine, asked before it may run. Start from :func:`fault_of`.
+
+A kernel that is right on one processor may be wrong on another, silently: on x86 without VNNI oneDNN's int8 product
+adds pairs of products in 16 bits, which saturate. So at the first use of a kernel for a layout, a grid and a dtype on
+a device, small products built to break it are compared with float64. What is not within its dtype's rounding is out
+for the process.
+
+Two kinds of probe. In the exact ones scales are powers of two and x is made of them, so that no order of summation
+rounds: a row of x with a single 1 returns a column of codes, and a code that is off by one shows. In the others scales
+and x are ordinary numbers, and the bound is that of rounding (quantlib.kernels.reference). Codes stand at both ends,
+whole rows and columns of one sign among them; zero points at both ends; scales far apart; one row of x and many, odd
+and even numbers of them.
+
+Sources: pytorch/pytorch #103646, uxlfoundation/oneDNN #717, microsoft/onnxruntime #6004 and pytorch/ao #4266, where the
+same saturation was met.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from quantlib.grid import Grid, QuantizedTensor
+from quantlib.kernels.candidates import Kernel
+from quantlib.kernels.guards import GuardedResults, guarded
+from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight
+from quantlib.kernels.reference import linear_reference, rounding_bound
+
+MOST_COLUMNS = 1024  # of a probe, unless a single group has more
+MOST_UNITS = 260  # rows of x with a single 1
+LONG = 4099  # columns: float32 sums of products of codes are exact up to 1,040
+UNKNOWN = "no probe fits what it takes, so nothing is known about it"
+ROWS = (1, 2, 3)  # of x, besides all at once
+CLOSE = 2**-10  # relative, of an exact result that its dtype holds: less than the step of the shortest dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One product whose answer is known.
+
+    x          [rows, in];  rows: what it holds, in words
+    expected   float64 [rows, out];  tolerance  float64 [rows, out]
+    """
+
+    words: str
+    packed: PackedWeight
+    x: Tensor
+    expected: Tensor
+    tolerance: Tensor
+
+
+_faults: dict[tuple, str | None] = {}
+
+
+def forget_faults() -> None:
+    """Ask again at the next use, as after a kernel was built."""
+    _faults.clear()
+    _probes.cache_clear()
+
+
+def fault_of(
+    kernel: Kernel, layout: str, grid: Grid, scale_dtype: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """What is wrong with a kernel's answers on this machine, as a clause with the figure; None if nothing is.
+
+    layout, grid, scale_dtype  of the weight;  dtype  of x, int8 for integer products
+
+    Found out once for the process: some milliseconds, more where the kernel is compiled at its first run.
+    """
+    key = kernel, layout, grid, scale_dtype, dtype, device
+    if key not in _faults:
+        with torch.no_grad():
+            _faults[key] = _find_fault(kernel, _probes(layout, grid, scale_dtype, dtype, device))
+    return _faults[key]
+
+
+def faults_of(kernel: Kernel) -> list[str]:
+    """Everything that was found wrong with a kernel so far."""
+    return [fault for (known, *_), fault in _faults.items() if known == kernel and fault not in (None, UNKNOWN)]
+
+
+def _find_fault(kernel: Kernel, probes: tuple[Probe, ...]) -> str | None:
+    tried = False
+    for probe in probes:
+        if kernel.refuses(probe.packed, probe.x.dtype, len(probe.x)):
+            continue
+        tried = True
+        y = _run(kernel, probe)
+        if isinstance(y, str):
+            return f"{y} with {probe.words}"
+        missed = y.double() - probe.expected
+        if not bool((missed.abs() <= probe.tolerance).all()):  # also for NaN
+            error = (missed.norm() / probe.expected.norm()).item()
+            return f"relative error {error:.2g} with {probe.words}"
+    return None if tried else UNKNOWN
+
+
+def _run(kernel: Kernel, probe: Probe) -> Tensor | str:
+    """The kernel's answer, or what it did instead of answering."""
+    x, memory = guarded(probe.x)
+    before = memory.clone()
+    results = GuardedResults()
+    try:
+        if kernel.guarded:
+            with results:
+                y = kernel.run(x, probe.packed)
+        else:
+            y = kernel.run(x, probe.packed)
+    except Exception as error:  # whatever it is, another kernel has to do the work
+        return f"it fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no words'})"
+    dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+    if y.dtype != dtype or y.shape != probe.expected.shape:
+        return f"it returns {y.dtype} {list(y.shape)} for {dtype} {list(probe.expected.shape)}".replace("torch.", "")
+    if not memory.view(torch.uint8).equal(before.view(torch.uint8)):
+        return "it writes into x or around it"
+    return y if results.intact() else "it writes beyond the end of its result"
+
+
+# --- what they are asked
+
+
+@lru_cache(maxsize=8)  # the kernels of one product are asked one after another
+def _probes(
+    layout: str, grid: Grid, scale_dtype: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> tuple[Probe, ...]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for (out, columns), exact in _shapes(layout, grid, dtype):
+        q = _weight(out, columns, grid, scale_dtype, exact, generator)
+        if cannot_hold(layout, q, device):
+            continue
+        packed = pack_weight(q, device, layout)
+        x = (_integers if dtype == torch.int8 else _floats)(columns, exact, generator).to(dtype)
+        found += _products(x, q, packed, exact)
+    return tuple(found)
+
+
+def _shapes(layout: str, grid: Grid, dtype: torch.dtype) -> Iterator[tuple[tuple[int, int], bool]]:
+    """(out, in), and whether scales are powers of two: whole blocks for every kernel, then ragged."""
+    group = 16 if isinstance(grid.group_size, str) else grid.group_size
+    columns = math.lcm(group, 128)
+    if columns > MOST_COLUMNS:
+        columns = group
+    yield (128, columns * max(1, 256 // columns)), True
+    yield (64 if layout == "int4pack" else 37, 3 * group if not isinstance(grid.group_size, str) else 131), True
+    yield (192, columns if columns > 256 else 2 * columns), False
+    if grid.bits > 4 and isinstance(grid.group_size, int):
+        yield (37, group), True  # one group a row: kernels for a scale a row take it
+    if dtype == torch.int8:
+        yield (9, LONG), True
+
+
+def _weight(out: int, columns: int, grid: Grid, scale_dtype: torch.dtype, exact: bool, generator) -> QuantizedTensor:
+    codes = torch.randint(grid.qmin, grid.qmax + 1, (out, columns), dtype=torch.int8, generator=generator)
+    codes[0], codes[1], codes[-1] = grid.qmax, grid.qmin, grid.qmax
+    codes[2, 0::2], codes[2, 1::2] = grid.qmin, grid.qmax
+    rows, groups = grid.scale_shape(out, columns)
+    exponent = (3 * torch.arange(rows)[:, None] + 5 * torch.arange(groups)) % 11  # [out|1, groups]
+    scale = torch.exp2(-exponent.float())
+    if not exact:
+        scale *= torch.rand((rows, groups), generator=generator) + 0.5
+    zero_point = None
+    if not grid.symmetric:
+        ends = torch.tensor([grid.qmin, grid.qmax, 0, grid.qmin + 1], dtype=torch.int8)
+        zero_point = ends[(torch.arange(rows)[:, None] + 3 * torch.arange(groups)) % 4]
+    return QuantizedTensor(codes, scale.to(scale_dtype), zero_point, None, grid)
+
+
+def _floats(columns: int, exact: bool, generator) -> Tensor:
+    """x [rows, in] for a float product: units first where sums are exact."""
+    full = 2.0 ** (15 - math.ceil(math.log2(256 * columns)))  # no sum leaves float16
+    signs = torch.ones(columns)
+    signs[1::2] = -1
+    ends = torch.stack([signs, -torch.ones(columns), torch.ones(columns)]) * full
+    if exact:
+        return torch.cat([_units(columns), ends])
+    ordinary = torch.randn((16, columns), generator=generator)
+    spread = torch.exp2(torch.randint(-12, 1, (16, columns), generator=generator).float())
+    return torch.cat([ordinary, ends, ordinary * spread])
+
+
+def _integers(columns: int, exact: bool, generator) -> Tensor:
+    """x [rows, in] for an integer product: units, codes at the ends, any codes."""
+    signs = torch.full((columns,), 127)
+    signs[1::2] = -127
+    ends = torch.stack([signs, torch.full((columns,), -128), torch.full((columns,), -127), torch.full((columns,), 127)])
+    anything = torch.randint(-128, 128, (17, columns), generator=generator)
+    return torch.cat([anything[:1], ends] if columns == LONG else [_units(columns), anything, ends])
+
+
+def _units(columns: int) -> Tensor:
+    """Rows of the identity, all of them or every n-th, the last column first."""
+    return torch.eye(columns).flip(0)[:: -(-columns // MOST_UNITS)]
+
+
+def _products(x: Tensor, q: QuantizedTensor, packed: PackedWeight, exact: bool) -> Iterator[Probe]:
+    """The rows of x all at once, then a few of its first and of its last."""
+    if x.dtype == torch.int8:
+        expected = (x.double() @ q.codes.double().t()).float().double()  # [rows, out], float64 sums them exactly
+        tolerance = torch.zeros_like(expected)
+    else:
+        expected, tolerance = linear_reference(x, q), rounding_bound(x, q, x.dtype)
+        if exact:
+            held = expected.to(x.dtype).double() == expected
+            tolerance = torch.where(held, CLOSE, 0.51 * torch.finfo(x.dtype).eps) * expected.abs()
+    x, expected, tolerance = (t.to(packed.scale.device) for t in (x, expected, tolerance))
+    for part in (slice(None), *(slice(rows) for rows in ROWS), *(slice(-rows, None) for rows in ROWS)):
+        some = x[part]
+        words = f"{len(some)} rows" if len(some) > 1 else "a row"
+        yield Probe(f"{words} of x beside [{q.shape[0]}, {q.shape[1]}]", packed, some, expected[part], tolerance[part])
