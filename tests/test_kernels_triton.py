@@ -127,36 +127,64 @@ class TestComplaints:
 class TestFastestConfig:
     configs = tuple(Config(n, 16, 64, 4, 3) for n in (16, 32, 64))
 
+    @staticmethod
+    def launch(config):
+        """A launch whose answer is right; what is timed below is not how long it takes."""
+        return torch.ones(2)
+
+    def fastest(self, seconds, launch=None, name="test"):
+        """The config with the least seconds(config)."""
+        launched = []
+
+        def note(config):
+            launched.append(config)
+            return (launch or self.launch)(config)
+
+        return fastest_config((name, object()), self.configs, note, lambda call: (call(), seconds(launched[-1]))[1])
+
     def test_the_fastest_of_a_fake_timer_is_remembered(self):
         asked = []
 
-        def seconds(config):
-            asked.append(config)
-            return {16: 3.0, 32: 1.0, 64: 2.0}[config.block_n]
+        def seconds(call):
+            asked.append(call())
+            return {16: 3.0, 32: 1.0, 64: 2.0}[int(asked[-1][0])]
+
+        def launch(config):
+            return torch.tensor([config.block_n, 1e9])  # so different that they count as equal
 
         key = ("test", object())
-        assert fastest_config(key, self.configs, seconds).block_n == 32
-        assert fastest_config(key, self.configs, seconds).block_n == 32
-        assert asked == list(self.configs)
+        assert fastest_config(key, self.configs, launch, seconds).block_n == 32
+        assert fastest_config(key, self.configs, launch, seconds).block_n == 32
+        assert len(asked) == len(self.configs)
 
     def test_another_key_is_timed_again(self):
-        assert fastest_config(("a", object()), self.configs, lambda c: c.block_n).block_n == 16
-        assert fastest_config(("a", object()), self.configs, lambda c: -c.block_n).block_n == 64
+        assert self.fastest(lambda c: c.block_n).block_n == 16
+        assert self.fastest(lambda c: -c.block_n).block_n == 64
 
     def test_what_does_not_fit_is_passed_over(self):
-        def seconds(config):
+        def launch(config):
             if config.block_n == 16:
                 raise MemoryError("out of shared memory")
-            return float(config.block_n)
+            return self.launch(config)
 
-        assert fastest_config(("b", object()), self.configs, seconds).block_n == 32
+        assert self.fastest(lambda c: c.block_n, launch).block_n == 32
+        with tuning.untuned():
+            assert self.fastest(lambda c: -c.block_n, launch).block_n == 32, "the first that runs"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+    def test_what_answers_differently_from_the_first_is_passed_over(self, dtype):
+        def launch(config):
+            y = torch.tensor([100, -3, 7]).to(dtype)
+            return y + 10 if config.block_n == 64 else y
+
+        assert self.fastest(lambda c: -c.block_n, launch).block_n == 32
 
     def test_nothing_fits(self):
-        def seconds(config):
+        def launch(config):
             raise MemoryError("out of shared memory")
 
         with pytest.raises(RuntimeError, match="none of 3 block sizes runs for .*out of shared memory"):
-            fastest_config(("c", object()), self.configs, seconds)
+            self.fastest(lambda c: 1.0, launch)
 
 
 @needs_triton

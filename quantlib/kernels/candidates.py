@@ -12,6 +12,13 @@ from torch import Tensor
 from quantlib.grid import Grid
 from quantlib.kernels.packed import PackedWeight, unpack_weight
 
+MOST_ROWS = 1024  # beyond it the order of kernels no longer changes
+
+
+def rows_bucket(rows: int) -> int:
+    """The next power of two, and at most MOST_ROWS: 1, 2, 4, …, 1024. What is fastest is asked once for each."""
+    return min(1 << (rows - 1).bit_length(), MOST_ROWS) if rows > 1 else 1
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.kernels.candidates import REFERENCE, Kernel
+from quantlib.kernels.candidates import REFERENCE, Kernel, rows_bucket
 from quantlib.kernels.packed import PackedWeight
 from quantlib.kernels.probes import fault_of, forget_faults
 
 ROUNDS = 5  # of the kernels that are close; the clearly slower ones run once or twice
 CLOSE = 2.0
-MOST_ROWS = 1024  # beyond it the order no longer changes
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,6 @@ def choice_for(kernels: Sequence[Kernel], x: Tensor, p: PackedWeight) -> Choice:
 def _kind(x: Tensor, p: PackedWeight) -> tuple:
     pinned = os.environ["QUANTLIB_KERNEL"] if "QUANTLIB_KERNEL" in os.environ else None  # .get is slow where it is not
     return p.signature, x.dtype, rows_bucket(x.shape[0]), torch.get_num_threads(), pinned
-
-
-def rows_bucket(rows: int) -> int:
-    """The next power of two, and at most MOST_ROWS: 1, 2, 4, …, 1024."""
-    return min(1 << (rows - 1).bit_length(), MOST_ROWS) if rows > 1 else 1
 
 
 def forget() -> None:

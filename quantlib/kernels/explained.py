@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from quantlib.kernels.candidates import Kernel
-from quantlib.kernels.choose import Choice, choice_for, place_of, rows_bucket
+from quantlib.kernels.candidates import Kernel, rows_bucket
+from quantlib.kernels.choose import Choice, choice_for, place_of
 from quantlib.kernels.packed import PackedWeight
 from quantlib.kernels.probes import faults_of
 

@@ -191,8 +191,8 @@ KERNELS = (
     Kernel("triton w4a16", on_this_gpu(triton_w4a16_refuses), run_triton_w4a16),
     Kernel("triton w8a16", on_this_gpu(triton_w8a16_refuses), run_triton_w8a16),
     Kernel("tinygemm", on_this_gpu(tinygemm_refuses), run_tinygemm),
-    Kernel("torch.compile int4", on_this_gpu(compiled_int4_refuses), run_compiled_int4),
-    Kernel("torch.compile int8", on_this_gpu(compiled_int8_refuses), run_compiled_int8),
+    Kernel("torch.compile int4", on_this_gpu(compiled_int4_refuses), run_compiled_int4, guarded=False),
+    Kernel("torch.compile int8", on_this_gpu(compiled_int8_refuses), run_compiled_int8, guarded=False),
     NAIVE,
 )
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,12 +31,14 @@ from quantlib.kernels.candidates import Kernel
 from quantlib.kernels.guards import GuardedResults, guarded
 from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight
 from quantlib.kernels.reference import linear_reference, rounding_bound
+from quantlib.kernels.tuning import untuned
 
 MOST_COLUMNS = 1024  # of a probe, unless a single group has more
 MOST_UNITS = 260  # rows of x with a single 1
 LONG = 4099  # columns: float32 sums of products of codes are exact up to 1,040
 UNKNOWN = "no probe fits what it takes, so nothing is known about it"
 ROWS = (1, 2, 3)  # of x, besides all at once
+ROWS_ON_GPU = (1, 3, 20, 40)  # of each height of the Triton kernels' blocks
 CLOSE = 2**-10  # relative, of an exact result that its dtype holds: less than the step of the shortest dtype
 
 
@@ -106,10 +109,7 @@ def _run(kernel: Kernel, probe: Probe) -> Tensor | str:
     before = memory.clone()
     results = GuardedResults()
     try:
-        if kernel.guarded:
-            with results:
-                y = kernel.run(x, probe.packed)
-        else:
+        with untuned(), results if kernel.guarded else nullcontext():
             y = kernel.run(x, probe.packed)
     except Exception as error:  # whatever it is, another kernel has to do the work
         return f"it fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no words'})"
@@ -209,7 +209,8 @@ def _products(x: Tensor, q: QuantizedTensor, packed: PackedWeight, exact: bool) 
             held = expected.to(x.dtype).double() == expected
             tolerance = torch.where(held, CLOSE, 0.51 * torch.finfo(x.dtype).eps) * expected.abs()
     x, expected, tolerance = (t.to(packed.scale.device) for t in (x, expected, tolerance))
-    for part in (slice(None), *(slice(rows) for rows in ROWS), *(slice(-rows, None) for rows in ROWS)):
+    counts = ROWS if packed.scale.device.type == "cpu" else ROWS_ON_GPU
+    for part in (slice(None), *(slice(rows) for rows in counts), *(slice(-rows, None) for rows in counts)):
         some = x[part]
         words = f"{len(some)} rows" if len(some) > 1 else "a row"
         yield Probe(f"{words} of x beside [{q.shape[0]}, {q.shape[1]}]", packed, some, expected[part], tolerance[part])

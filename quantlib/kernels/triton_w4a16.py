@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlib.kernels.choose import rows_bucket
+from quantlib.kernels.candidates import rows_bucket
 from quantlib.kernels.tuning import (
     INTERPRETED,
     Config,
@@ -31,7 +31,6 @@ from quantlib.kernels.tuning import (
     device_key,
     fastest_config,
     interpreting,
-    seconds_on_gpu,
 )
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -231,7 +230,7 @@ def w4a16(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None = N
     config = fastest_config(
         key,
         candidates_for(CONFIGS, x.shape[0], group_size),
-        lambda config: seconds_on_gpu(lambda: launch(config, x, codes, scale, zero_point)),
+        lambda config: launch(config, x, codes, scale, zero_point),
     )
     return launch(config, x, codes, scale, zero_point)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlib.kernels.choose import rows_bucket
+from quantlib.kernels.candidates import rows_bucket
 from quantlib.kernels.tuning import (
     INTERPRETED,
     Config,
@@ -24,7 +24,6 @@ from quantlib.kernels.tuning import (
     device_key,
     fastest_config,
     interpreting,
-    seconds_on_gpu,
 )
 
 OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int32)
@@ -135,7 +134,7 @@ def w8a8(
     config = fastest_config(
         key,
         candidates_for(CONFIGS, x.shape[0], columns),
-        lambda config: seconds_on_gpu(lambda: launch(config, x, codes, row_scale, column_scale, dtype)),
+        lambda config: launch(config, x, codes, row_scale, column_scale, dtype),
     )
     return launch(config, x, codes, row_scale, column_scale, dtype)
 

@@ -7,13 +7,15 @@ the rows of x and the GPU. So each kernel has a plain tuple of configs; the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from quantlib.kernels.choose import rows_bucket
+from quantlib.kernels.candidates import rows_bucket
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,57 @@ class Config:
 INTERPRETED = Config(block_n=32, block_m=16, block_k=32, warps=1, stages=1, split=2)  # small, and every branch runs
 
 _fastest: dict[tuple, Config] = {}
+_untuned: ContextVar[bool] = ContextVar("untuned", default=False)
 
 
-def fastest_config(key: tuple, configs: Sequence[Config], seconds: Callable[[Config], float]) -> Config:
-    """The config of which seconds(config) is smallest; remembered under key for the process.
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Inside, fastest_config takes the first config that runs: a probe asks what is right, of many small products."""
+    token = _untuned.set(True)
+    try:
+        yield
+    finally:
+        _untuned.reset(token)
 
-    seconds may raise for a config that this GPU has no room for; that one is passed over.
-    Raises RuntimeError, with the last reason, if all are.
+
+def fastest_config(
+    key: tuple,
+    configs: Sequence[Config],
+    launch: Callable[[Config], Tensor],
+    seconds: Callable[[Callable[[], object]], float] | None = None,
+) -> Config:
+    """The config with which launch(config) takes least time; remembered under key for the process.
+
+    launch may raise for a config that this GPU has no room for; that one is passed over. So is one that answers
+    something else than the first that ran, which is the one that quantlib.kernels.probes has asked.
+    seconds: default seconds_on_gpu. Raises RuntimeError, with the last reason, if none is left.
     """
     if key not in _fastest:
-        measured, reason = {}, None
+        measured, reason, answer = {}, None, None
         for config in configs:
             try:
-                measured[config] = seconds(config)
+                y = launch(config)
+                if _untuned.get():
+                    return config
+                answer = y if answer is None else answer
+                if agree(y, answer):
+                    measured[config] = (seconds or seconds_on_gpu)(lambda config=config: launch(config))
+                else:
+                    reason = RuntimeError(f"{config} answers something else than the first")
             except Exception as error:  # Triton has no common class for "does not fit", and ptxas raises its own
                 reason = error
         if not measured:
             raise RuntimeError(f"none of {len(configs)} block sizes runs for {key}: {reason}") from reason
         _fastest[key] = min(measured, key=measured.get)
     return _fastest[key]
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two answers differ by no more than another order of summation explains; integers not at all."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    far = (a.double() - b.double()).abs() > 4 * torch.finfo(a.dtype).eps * b.abs().amax().double()
+    return not bool((far & torch.isfinite(b)).any())
 
 
 def candidates_for(configs: Sequence[Config], rows: int, group_size: int) -> tuple[Config, ...]:
