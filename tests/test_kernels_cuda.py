@@ -7,6 +7,7 @@ import torch
 from quantized_cases import act_ordered
 
 from quantlib import Grid, Int4Linear, Int8Linear, MixedInt8Linear, explain, quantize
+from quantlib.graphs import graphed
 from quantlib.kernels import forget, int8_matmul, kernels_of, linear, pack_weight, usable
 from quantlib.kernels.packed import cannot_hold
 from quantlib.kernels.reference import int8_matmul_reference, linear_reference, rounding_bound
@@ -105,3 +106,11 @@ def test_torch_compile_and_gradients(bits):
     assert torch.allclose(y, linear(x.detach(), packed), rtol=1e-4, atol=1e-4)
     y.sum().backward()
     assert x.grad.shape == x.shape and bool(torch.isfinite(x.grad).all())
+
+
+def test_a_graph_replays_the_same_product():
+    packed = pack_weight(quantize(torch.randn(128, 256), Grid(8)), CUDA)
+    x = torch.randn(1, 256, device=CUDA).bfloat16()
+    replay = graphed(lambda: linear(x, packed))
+    x.copy_(torch.randn(1, 256, device=CUDA))
+    assert torch.allclose(replay(), linear(x, packed))
