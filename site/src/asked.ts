@@ -1,7 +1,7 @@
 // The three postures that ask something of the reader: predict, refute, exercise.
 import { attributes, escape } from './html.ts';
 import { asserts, body, type Prediction, readPrediction, titleOf } from './postures.ts';
-import type { Handlers, Renderer } from './render.ts';
+import type { Handlers, Renderer } from './renderer.ts';
 import { line, type Node, text } from './tree.ts';
 
 const LETTERS = 'abcdefghij';

@@ -1,7 +1,7 @@
 // The pieces of the first page: the way in, the map of the parts, the ways to use the book.
 import { drawing } from './drawings.ts';
 import { escape } from './html.ts';
-import type { Handlers, Renderer } from './render.ts';
+import type { Handlers, Renderer } from './renderer.ts';
 import { find, type Node, walk } from './tree.ts';
 
 /** The links of a paragraph as buttons; what stands between them is for Jupyter. */

@@ -1,7 +1,8 @@
 // One page, from its tree to its file.
 import type { Book, Page } from './book.ts';
 import { frame, sections } from './frame.ts';
-import { type Assets, makeRenderer } from './render.ts';
+import { makeRenderer } from './render.ts';
+import type { Assets } from './renderer.ts';
 import { sources } from './sources.ts';
 import { split, titleHtml } from './title.ts';
 

@@ -9,25 +9,11 @@ import { attributes, element, escape } from './html.ts';
 import { renderMath } from './math.ts';
 import { type OutputContext, renderCell } from './outputs.ts';
 import { body, titleOf } from './postures.ts';
+import type { Assets, Handlers, Renderer } from './renderer.ts';
 import { isCell } from './runs.ts';
 import { type Entry, table } from './tables.ts';
 import { checkReference } from './targets.ts';
 import { hasClass, line, type Node, type Problem, text } from './tree.ts';
-
-export interface Assets {
-  store(name: string, base64: string): string;
-}
-
-export interface Renderer {
-  book: Book;
-  page: Page;
-  one(node: Node): string;
-  all(nodes: Node[] | undefined): string;
-  problem(problem: Problem): void;
-  numbered(node: Node): Numbered | undefined;
-}
-
-export type Handlers = Record<string, (node: Node, r: Renderer) => string>;
 
 const tag =
   (name: string, extra: Record<string, string> = {}) =>

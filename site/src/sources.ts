@@ -1,7 +1,7 @@
 // The list of sources: the page's own, if it wrote one under "Sources", completed from the bibliography for what it cites and does not list.
 import type { Page } from './book.ts';
 import { escape } from './html.ts';
-import type { Renderer } from './render.ts';
+import type { Renderer } from './renderer.ts';
 import { type Node, text, walk } from './tree.ts';
 
 const isSources = (node: Node): boolean => node.type === 'heading' && /^(sources|references)$/i.test(text(node).trim());

@@ -8,7 +8,7 @@ import { type Book, readBook } from './book.ts';
 import { bundle } from './bundle.ts';
 import { katexFonts } from './math.ts';
 import { renderPage } from './page.ts';
-import type { Assets } from './render.ts';
+import type { Assets } from './renderer.ts';
 import { searchEntries } from './search.ts';
 
 export function writeBook(book: Book, content: string, out: string): void {

@@ -3,7 +3,7 @@ import type { Book, Page } from './book.ts';
 import { coverLabel } from './cover.ts';
 import { drawing } from './drawings.ts';
 import { escape } from './html.ts';
-import type { Renderer } from './render.ts';
+import type { Renderer } from './renderer.ts';
 import { isCell } from './runs.ts';
 import { type Node, text, walk } from './tree.ts';
 
