@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantlib.benchmark import Benchmark
 from quantlib.ceilings import READ, Ceilings
 from quantlib.decoding import TokenRates
+from quantlib.measurements import Benchmark
 from quantlib.records import load_record
 
 FLOATS = ("fp32", "bf16")

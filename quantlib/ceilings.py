@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantlib.benchmark import Benchmark, Measurement, measure
+from quantlib.benchmark import measure
 from quantlib.caches import last_level_cache_bytes
 from quantlib.clocks import Clock
+from quantlib.measurements import Benchmark, Measurement
 
 CACHES = 4  # times the last-level cache: the least that is read
 LEAST_BYTES = {"cpu": 2**27, "cuda": 2**30}  # shorter reads do not reach full speed

@@ -17,9 +17,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from quantlib.benchmark import Benchmark, Ratio, measure, using_threads
+from quantlib.benchmark import measure, using_threads
 from quantlib.clocks import Clock, clock_of
 from quantlib.layers import QuantizedLinear
+from quantlib.measurements import Benchmark, Ratio
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from fake_clock import FakeTime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlib.benchmark import Benchmark, Conditions, Measurement, measure, using_threads
+from quantlib.benchmark import HOPELESS, LEAST_ROUNDS, SHORT, measure, using_threads
 from quantlib.caches import ASSUMED_CACHE_BYTES, cold_buffer, last_level_cache_bytes
 from quantlib.clocks import clock_of
+from quantlib.measurements import Benchmark, Conditions, Measurement
 from quantlib.record_values import from_json, to_json
 
 POSITIVE = st.floats(1e-9, 1e3)
@@ -148,6 +149,8 @@ def test_a_sleeper_is_slower_than_a_quick_one():
         ({"a": int}, {"launches": 0}, ValueError, "launches must be an int of at least 1, got 0"),
         ({"a": int}, {"threads": 0}, ValueError, "threads must be an int of at least 1, got 0"),
         ({"a": int}, {"bytes_moved": {"b": 1}}, ValueError, "bytes_moved has 'b', which is no candidate; they are a"),
+        ({"a": int}, {"race": ("a", "b")}, ValueError, "race has 'b', which is no candidate; they are a"),
+        ({"a": int}, {"patience": -1}, ValueError, "patience must be at least 0 seconds, got -1"),
         ({"a": int}, {"flops": {"a": 0}}, ValueError, r"flops\['a'\] must be an int of at least 1, got 0"),
         ({"a": int}, {"bytes_moved": {"a": 1.5}}, ValueError, r"bytes_moved\['a'\] must be an int"),
         ({"a": int}, {"device": "meta"}, ValueError, "device must be cpu or cuda, got meta"),
@@ -163,6 +166,83 @@ def test_what_cannot_be_measured_is_refused(candidates, options, error, words):
 def test_a_sample_that_the_clock_does_not_see_is_refused():
     with pytest.raises(ValueError, match="candidate 'a' is too short for the clock: raise launches=1"):
         measure({"a": int}, cold=False, clock=FakeTime().clock())
+
+
+# --- candidates that are out of the race, and patience
+
+
+def race_of(fake, calls, warmup=3, rounds=4, **seconds):
+    """Candidates that note their calls and take so long, all in the race but those named "apart"."""
+
+    def candidate(name, took):
+        def call():
+            calls.append(name)
+            fake.pass_(took.pop(0) if len(took) > 1 else took[0])
+
+        return call
+
+    candidates = {name: candidate(name, list(took)) for name, took in seconds.items()}
+    racing = [name for name in candidates if not name.startswith("apart")]
+    return measure(candidates, rounds=rounds, warmup=warmup, race=racing, cold=False, clock=fake.clock())
+
+
+def test_who_is_hopeless_is_called_once_and_keeps_that_figure():
+    calls = []
+    run = race_of(FakeTime(), calls, quick=[1, 1, 1, 2], close=[HOPELESS], hopeless=[HOPELESS + 0.5, 9, 9])
+    assert calls.count("hopeless") == 1 and run["hopeless"].seconds == (HOPELESS + 0.5,) and run["hopeless"].rounds == 1
+    assert calls.count("quick") == calls.count("close") == 3 + 4  # the call that decides is one of the warm-up
+    assert run["quick"].seconds == (2,) * 4 and run["close"].seconds == (HOPELESS,) * 4 and run.conditions.rounds == 4
+    rounds = [set(calls[i : i + 2]) for i in range(len(calls) - 2 * 4, len(calls), 2)]
+    assert rounds == [{"quick", "close"}] * 4  # by turns, as ever
+
+
+def test_the_first_calls_come_before_every_other_so_that_the_last_candidate_may_set_the_pace():
+    run = race_of(FakeTime(), [], hopeless=[100], quick=[1])
+    assert (run["hopeless"].rounds, run["quick"].rounds) == (1, 4)
+
+
+def test_short_calls_are_never_hopeless():
+    run = race_of(FakeTime(), [], quick=[SHORT / 1000], slow=[SHORT], slower=[1.01 * SHORT])
+    assert [run[name].rounds for name in ("quick", "slow", "slower")] == [4, 4, 1]
+
+
+def test_who_does_not_race_is_never_out_and_sets_no_pace():
+    calls = []
+    run = race_of(FakeTime(), calls, a=[1], b=[2], apart_quick=[0.001], apart_slow=[1000])
+    assert all(run[name].rounds == 4 for name in run.measurements) and len(calls) == 4 * (3 + 4)
+
+
+def test_without_warm_up_the_call_that_decides_is_still_not_counted():
+    calls = []
+    run = race_of(FakeTime(), calls, warmup=0, rounds=2, a=[5, 1, 2], b=[1000])
+    assert run["a"].seconds == (1, 2) and calls.count("a") == 3 and run["b"].seconds == (1000,)
+
+
+def test_without_a_race_all_are_measured_alike():
+    fake = FakeTime()
+    run = measure({"a": takes(fake, 1), "b": takes(fake, 1000)}, rounds=3, cold=False, clock=fake.clock())
+    assert run["a"].rounds == run["b"].rounds == 3
+
+
+def test_on_a_gpu_nobody_is_out_for_the_first_call_compiles(monkeypatch):
+    fake = FakeTime()
+    candidates = {"a": takes(fake, 1), "b": takes(fake, 1000, 1)}
+    run = measure(candidates, rounds=2, race="ab", device="cuda", cold=False, clock=fake.clock())
+    assert run["b"].seconds == (1, 1)
+
+
+@pytest.mark.parametrize(("patience", "rounds"), [(0, LEAST_ROUNDS), (6.5, 7), (100, 9), (None, 9)])
+def test_patience_ends_the_rounds_but_never_before_the_least(patience, rounds):
+    fake = FakeTime()
+    candidates = {"a": takes(fake, 0.5), "b": takes(fake, 0.5)}
+    run = measure(candidates, rounds=9, patience=patience, cold=False, clock=fake.clock())
+    assert run.conditions.rounds == run["a"].rounds == run["b"].rounds == rounds
+
+
+def test_patience_makes_no_more_rounds_than_asked_for():
+    fake = FakeTime()
+    run = measure({"a": takes(fake, 1)}, rounds=2, patience=0, cold=False, clock=fake.clock())
+    assert run["a"].rounds == 2
 
 
 # --- what is made of the samples
@@ -194,6 +274,15 @@ def test_a_ratio_is_paired_by_rounds():
     assert (spread.value, spread.low, spread.high) == (3, 2, 4)
 
 
+def test_a_single_sample_is_held_against_the_median_and_says_so():
+    run = benchmark(a=(1.0, 2.0, 9.0), hopeless=(20.0,), worse=(80.0,))
+    for ratio, value in ((run.ratio("hopeless", "a"), 10), (run.ratio("a", "hopeless"), 0.1), (run.ratio("worse", "hopeless"), 4)):
+        assert (ratio.value, ratio.low, ratio.high, ratio.rounds) == (value, value, value, 1)
+        assert str(ratio) == f"{value:.2f}× (one sample)"
+    with pytest.raises(ValueError, match="zip"):  # two candidates of other rounds each: no measurement looks so
+        benchmark(a=(1.0, 2.0, 3.0), b=(1.0, 2.0)).ratio("a", "b")
+
+
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=1, max_size=20))
 def test_what_disturbs_both_of_a_round_leaves_the_ratio(pairs):
     a, factor = zip(*pairs, strict=True)
@@ -219,6 +308,7 @@ def test_the_table_has_a_line_for_each_candidate():
     assert first.startswith("cpu, 1 threads, warm cache, 3 rounds by turns; milliseconds")
     assert "1.000 [1.000, 1.000]" in quick and "10.0 GB/s" in quick
     assert "100.000 [100.000, 100.000]" in slow and "GB/s" not in slow
+    assert str(benchmark(a=(1.0, 2.0), b=(0.5,))).endswith("b    500.000 (one sample)")
 
 
 def test_a_benchmark_survives_a_record():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlib.benchmark import Benchmark, Conditions, Measurement
+from quantlib.measurements import Benchmark, Conditions, Measurement
 from quantlib.caches import last_level_cache_bytes
 from quantlib.ceilings import (
     COLUMNS,
