@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from quantlib import Grid, RTN, quantize, quantize_model
 from quantlib.benchmark import measure
@@ -11,8 +12,10 @@ from quantlib.ceilings import READ, ceilings, reader
 from quantlib.decoding import decode_step, profile_decode
 from quantlib.decoding import tokens_per_second
 from quantlib.kernels import int8_matmul, pack_weight
-from quantlib.kernels import kernels_of
+from quantlib.kernels import kernels_of, usable
+from quantlib.mixed import MixedInt8Linear
 from quantlib.records import experiment
+from quantlib.steps import steps
 
 TEXTBOOK = Grid(8, "row", narrow_range=True)
 
@@ -25,44 +28,62 @@ def per_token(x, packed, scale):
     return (products * (step * scale)).to(x.dtype)
 
 
-def products(w, rows, device):
-    """The ways to multiply `rows` rows of x by w, and their bytes."""
-    x = torch.randn(rows, w.shape[1], device=device)
+def packings(w):
+    """A matrix as the kernels read it."""
+    linear = nn.Linear(*reversed(w.shape), bias=False, device=w.device)
+    linear.weight = nn.Parameter(w, False)
+    return {
+        "int8": pack_weight(quantize(w, TEXTBOOK)),
+        "int4": pack_weight(quantize(w, Grid(4, 128))),
+        "w8a8": MixedInt8Linear.from_float(linear, None).packed,
+    }
+
+
+def products(w, packed, rows):
+    """The ways to multiply `rows` rows of x by w that are right here, and their bytes."""
+    x = torch.randn(rows, w.shape[1], device=w.device)
     x16, w16 = x.bfloat16(), w.bfloat16()
     ways = {
         "fp32": (lambda: F.linear(x, w), w.nbytes),
         "bf16": (lambda: F.linear(x16, w16), w16.nbytes),
     }
-    for name, grid in (("int8", TEXTBOOK), ("int4", Grid(4, 128))):
-        packed = pack_weight(quantize(w, grid))
+    for name in ("int8", "int4"):
         for kernel in kernels_of(w.device):
-            if kernel.refuses(packed, x16.dtype, rows) is None:
+            if usable(kernel, packed[name], x16) is None:
                 ways[f"{name} {kernel.name}"] = (
-                    lambda k=kernel, p=packed: k.run(x16, p),
-                    packed.nbytes,
+                    lambda k=kernel, p=packed[name]: k.run(x16, p),
+                    packed[name].nbytes,
                 )
-    q = quantize(w, TEXTBOOK)
-    layout = "onednn" if device == "cpu" else "rows"
-    both = pack_weight(q, layout=layout)
-    scale = q.scale.t().float()  # [1, out]
+    both, scale = packed["w8a8"], packed["w8a8"].scale.view(1, -1)  # [1, out]
+    per_token(x16, both, scale)  # a kernel is chosen once, not in the race
     ways["w8a8"] = (lambda: per_token(x16, both, scale), both.nbytes)
     return ways
 
 
-def speed_on(device, shapes, rows, rounds):
+def speed_on(device, shapes, rows, rounds, patience):
     """Ceilings, and a benchmark for each shape and number of rows."""
     limits, results = ceilings(device), {}
     read = reader(limits.read_by, device)  # in turns with the products
-    for out, columns in shapes:
-        w = torch.randn(out, columns, device=device)
-        for count in rows:
-            ways = {**products(w, count, device), READ: read}
-            results[f"{out}x{columns} {count}"] = measure(
-                {name: call for name, (call, _) in ways.items()},
-                bytes_moved={name: n for name, (_, n) in ways.items()},
-                rounds=rounds,
-                device=device,
-            )
+    cases = {f"{out}x{columns} {count}": (out, columns, count)
+             for out, columns in shapes for count in rows}
+    work = {name: out * columns * (64 + count)
+            for name, (out, columns, count) in cases.items()}
+    w = torch.empty(0, 0)
+    for name in steps(f"products on {device}", work):
+        out, columns, count = cases[name]
+        if w.shape != (out, columns):
+            w = torch.randn(out, columns, device=device)
+            packed = packings(w)
+        ways = {**products(w, packed, count), READ: read}
+        results[name] = measure(
+            {name: call for name, (call, _) in ways.items()},
+            bytes_moved={name: n for name, (_, n) in ways.items()},
+            race=[name for name in ways if name != READ],
+            warmup=2,
+            rounds=rounds,
+            patience=patience,
+            device=device,
+        )
     return {"ceilings": limits, "products": results}
 
 
@@ -76,10 +97,14 @@ def speed(
     shapes=((4096, 4096), (11008, 4096)),
     rows=(1, 4, 16, 64, 256),
     rounds=11,
+    patience=10,
 ):
-    """Seconds of every kernel, on the CPU, and on the GPU if one is there."""
+    """Seconds of every kernel, on the CPU, and on the GPU if one is there.
+
+    No round begins after so many seconds, once there are five.
+    """
     devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
-    return {d: speed_on(d, shapes, rows, rounds) for d in devices}
+    return {d: speed_on(d, shapes, rows, rounds, patience) for d in devices}
 
 
 PROMPT = "The history of the printing press begins"
@@ -117,10 +142,11 @@ def decoding(loaded, *, tokens=48, rounds=5):
     models = {"fp32": loaded.model, **kinds(loaded.model)}
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
 
-    texts = {
-        name: loaded.tokenizer.decode(generated(model, prompt, tokens))
-        for name, model in models.items()
-    }
+    texts, profiles = {}, {}
+    for name in steps("writing", dict.fromkeys(models, 1)):
+        model = models[name]
+        texts[name] = loaded.tokenizer.decode(generated(model, prompt, tokens))
+        profiles[name] = profile_decode(model, decode_step(model, prompt))
     rates = tokens_per_second(
         {
             name: lambda m=m: generated(m, prompt, tokens)
@@ -129,10 +155,6 @@ def decoding(loaded, *, tokens=48, rounds=5):
         tokens,
         rounds=rounds,
     )
-    profiles = {
-        name: profile_decode(model, decode_step(model, prompt))
-        for name, model in models.items()
-    }
     return {"rates": rates, "texts": texts, "profiles": profiles}
 
 

@@ -15,6 +15,7 @@ from quantlib.mixed import MixedInt8Linear
 from quantlib.outliers import massive_activations, outlier_features, outlier_stats, quantize_rows
 from quantlib.records import experiment, load_record
 from quantlib.smooth import fold, smooth_scale
+from quantlib.steps import steps
 
 MODEL = "SmolLM2-135M-Instruct"
 THRESHOLDS = (None, 48.0, 24.0, 12.0, 6.0, 3.0, 1.0, 0.0)
@@ -315,26 +316,31 @@ def planted_outlier(
     "kernels.gpu", "benchmark", "mixed", "outliers"))
 def speed(
         *, shapes=((1024, 1024), (4096, 4096), (11008, 4096)),
-        rows=(1, 16, 256, 1024), one_in=1024, rounds=11):
+        rows=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=8):
     """Seconds of float layers, W8A8, LLM.int8() and its parts.
 
-    One column in so many is an outlier.
+    One column in so many is an outlier. No round begins after so many
+    seconds (patience), once there are five.
     """
+    cases = {f"{out}x{columns} {count}": (out, columns, count)
+             for out, columns in shapes for count in rows}
+    work = {name: out * columns * (64 + count)
+            for name, (out, columns, count) in cases.items()}
     devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
     return {
         device: {
             "ceilings": ceilings(device),
             "layers": {
-                f"{out}x{columns} {count}": time_layer(
-                    out, columns, count, one_in, rounds, device)
-                for out, columns in shapes for count in rows
+                name: time_layer(
+                    *cases[name], one_in, rounds, patience, device)
+                for name in steps(f"layers on {device}", work)
             },
         }
         for device in devices
     }
 
 
-def time_layer(out, columns, count, one_in, rounds, device):
+def time_layer(out, columns, count, one_in, rounds, patience, device):
     from quantlib.mixed import quantize_in_pieces
 
     linear = nn.Linear(columns, out, bias=False, device=device)
@@ -365,4 +371,13 @@ def time_layer(out, columns, count, one_in, rounds, device):
             lambda: int8_matmul(codes, mixed.packed),
     }
     with torch.inference_mode():
-        return measure(ways, rounds=rounds, device=device)
+        for layer in (weight_only, w8a8, mixed, exact):
+            layer(x16)  # kernels are chosen once, not in the race
+        return measure(
+            ways,
+            race=[name for name in ways if not name.startswith("part")],
+            warmup=2,
+            rounds=rounds,
+            patience=patience,
+            device=device,
+        )
