@@ -36,15 +36,21 @@ AIMS = {  # by the ability that a CPU has, the first that fits
         Aim("int4 ", 64, 0.5), Aim("int8 ", 256, 0.5), Aim("int4 ", 256, 0.5),
     ),
     "avx2": (
-        Aim("int8 ", 1, 1.4), Aim("int4 int4pack", 1, 1.3), Aim("int4 compiled", 1, 2.2), Aim("w8a8", 16, 1.5),
-        Aim("w8a8", 64, 1.5), Aim("w8a8", 256, 1.5), Aim("int4 ", 64, 0.6), Aim("int4 ", 256, 0.6),
+        Aim("int8 ", 1, 1.8), Aim("int4 compiled", 1, 2.4), Aim("int8 compiled", 64, 0.95), Aim("int4 compiled", 64, 0.95),
+        Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4), Aim("w8a8", 256, 1.4),
     ),
 }  # fmt: skip
-
+AIMS_WITHOUT_CPP = {  # where no C++ is built, if other ones
+    "avx2": (
+        Aim("int8 ", 1, 1.4), Aim("int4 int4pack", 1, 1.3), Aim("int4 ", 64, 0.6), Aim("int4 ", 256, 0.6),
+        Aim("w8a8", 16, 0.9), Aim("w8a8", 64, 0.9), Aim("w8a8", 256, 0.9),
+    ),
+}  # fmt: skip
 
 WITH_INTEGERS = tuple(  # int8 activations: W8A8, and LLM.int8() with a thousandth of its columns in floats
     Aim(way, rows, gain) for rows in (16, 256, 1024) for way, gain in (("w8a8", 1.4), ("mixed", 1.0))
 )
+WITH_INTEGERS_WITHOUT_CPP = {"avx2": tuple(Aim("w8a8", rows, 0.9) for rows in (16, 256, 1024))}
 AIMED_SHAPE = "4096x4096"  # of those
 
 
@@ -62,9 +68,13 @@ def main() -> int:
         print("\n".join(table(measured)))
         if device == "cpu":
             print("\n".join(aims(measured, speed.machine.abilities)))
+    built = has_cpp(speed.values["cpu"])
     for device, measured in activations.values.items():
+        aimed = WITH_INTEGERS
+        if device == "cpu" and not built:
+            aimed = WITH_INTEGERS_WITHOUT_CPP.get(kind_of(activations.machine.abilities), aimed)
         print(f"\nint8 activations, {activations.machine.gpu if device == 'cuda' else device}; {activations.date}")
-        print("\n".join(integers(measured["layers"])))
+        print("\n".join(integers(measured["layers"], aimed)))
     rates = TokenRates.from_values(decoding.values["rates"])
     best = max(FLOATS, key=lambda name: rates[name])
     print(f"\ngreedy decoding of {decoding.model}, against {best}:")
@@ -88,14 +98,18 @@ def table(measured: Mapping) -> Iterator[str]:
 
 def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
     """Lines: what was aimed at on such a CPU, and what the worst of the shapes reached."""
-    kind = next((ability for ability in AIMS if ability in abilities), None)
+    kind = kind_of(abilities)
     if kind is None:
         yield f"no aims are known for a CPU without {' or '.join(AIMS)}"
         return
+    aimed, built = AIMS[kind], ""
+    if kind in AIMS_WITHOUT_CPP:
+        built = ", the C++ built" if has_cpp(measured) else ", no C++ built"
+        aimed = aimed if has_cpp(measured) else AIMS_WITHOUT_CPP[kind]
     limits = Ceilings.from_values(measured["ceilings"])
     shapes = {name: Benchmark.from_values(values) for name, values in measured["products"].items()}
-    yield f"aims for a CPU with {kind}, on every shape:"
-    for aim in AIMS[kind]:
+    yield f"aims for a CPU with {kind}{built}, on every shape:"
+    for aim in aimed:
         reached = []
         for name, benchmark in shapes.items():
             ways = [w for w in benchmark.measurements if w.startswith(aim.ways) and not w.endswith("naive")]
@@ -108,7 +122,17 @@ def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
             yield _verdict(aim, gain, share)
 
 
-def integers(measured: Mapping) -> Iterator[str]:
+def kind_of(abilities: Sequence[str]) -> str | None:
+    """The first ability of AIMS that a CPU has."""
+    return next((ability for ability in AIMS if ability in abilities), None)
+
+
+def has_cpp(measured: Mapping) -> bool:
+    """Whether this package's C++ was among the ways of a device."""
+    return any("compiled" in way for values in measured["products"].values() for way in values["measurements"])
+
+
+def integers(measured: Mapping, aimed: Sequence[Aim] = WITH_INTEGERS) -> Iterator[str]:
     """Lines of one device: layers with int8 activations against the best float route, then what was aimed at."""
     shapes = {name: Benchmark.from_values(values) for name, values in measured.items()}
     for name, benchmark in shapes.items():
@@ -117,7 +141,7 @@ def integers(measured: Mapping) -> Iterator[str]:
         for way in sorted(benchmark.measurements, key=lambda way: benchmark[way].p10):
             if not way.startswith("part: "):
                 yield _timed(benchmark, best, way)
-    for aim in WITH_INTEGERS:
+    for aim in aimed:
         if (benchmark := shapes.get(f"{AIMED_SHAPE} {aim.rows}")) is not None:
             yield _verdict(aim, benchmark.ratio(best_float(benchmark), aim.ways).value)
 

@@ -8,7 +8,7 @@ profile_decode measures its fraction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -96,6 +96,7 @@ def tokens_per_second(
     *,
     rounds: int = 5,
     warmup: int = 1,
+    race: Collection[str] = (),
     device: str | torch.device = "cpu",
     threads: int | None = None,
     seed: int = 0,
@@ -104,6 +105,8 @@ def tokens_per_second(
     """Tokens a second of each generator, measured by turns.
 
     generators  name -> call that generates and returns exactly `tokens` new token ids, of any shape
+    race        generators of which the first call tells whether they are hopeless, as for measure. One that compiles in
+                its first call must not be among them
 
     The cache is not emptied between calls: each token of a model finds what the one before has left, and so it is
     measured. Raises ValueError as measure does, and RuntimeError that names the generator if it raises or returns
@@ -125,7 +128,7 @@ def tokens_per_second(
 
     candidates = {name: counted(generate) for name, generate in generators.items()}
     how = {"rounds": rounds, "warmup": warmup, "device": device, "threads": threads, "seed": seed, "clock": clock}
-    return TokenRates(measure(candidates, launches=1, cold=False, **how), tokens)
+    return TokenRates(measure(candidates, race=race, launches=1, cold=False, **how), tokens)
 
 
 def decode_step(model: nn.Module, prompt: Tensor) -> Callable[[], Tensor]:

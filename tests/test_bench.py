@@ -42,6 +42,30 @@ def test_aims_take_the_best_way_on_the_worst_shape():
     assert "no aims are known" in next(bench.aims(values, ("neon",)))
 
 
+def at_rows(rows, **ways):
+    values = measured(**ways)
+    values["products"] = {f"64x32 {rows}": values["products"]["64x32 4"]}
+    return values
+
+
+@pytest.mark.parametrize(
+    ("cpp", "first", "gain"), [("int4 compiled", ", the C++ built,", 1.4), ("int4 int4pack", ", no C++ built,", 0.9)]
+)
+def test_with_avx2_the_aims_depend_on_the_cpp(cpp, first, gain):
+    values = at_rows(16, fp32=(2.0, 4), bf16=(9.0, 4), w8a8=(2.0, 4), **{cpp: (2.0, 4)})
+    lines = list(bench.aims(values, ("avx2",)))
+    assert lines[0] == f"aims for a CPU with avx2{first} on every shape:"
+    verdict = "missed" if gain > 1 else "met"
+    assert lines[1:] == [f"  w8a8             16 rows: 1.00× of {gain}×: {verdict}"]
+
+
+def test_a_way_that_was_out_of_the_race_stands_in_the_table_with_its_one_figure():
+    values = measured(fp32=(4.0, 4), bf16=(2.0, 4), **{"int8 naive": (1.0, 4)})
+    values["products"]["64x32 4"]["measurements"]["int8 naive"]["seconds"] = [0.5]
+    last = list(bench.table(values))[-1]
+    assert last.split()[:2] == ["int8", "naive"] and "500.000  0.00× (one sample)" in last
+
+
 def test_an_aim_may_ask_for_bandwidth():
     values = measured(bf16=(2.0, 20_000_000), fp32=(4.0, 4), **{"int8 a": (0.5, 1_000_000)})
     values["products"] = {"64x32 1": values["products"]["64x32 4"]}
@@ -55,6 +79,8 @@ def test_integer_activations_beside_floats_and_their_aims():
     assert lines[0] == "4096x4096, rows 16: ms at p10, times as fast as bf16"
     assert [line.split()[0] for line in lines[1:5]] == ["w8a8", "bf16", "mixed", "fp32"]
     assert [line.split(":", 1)[1] for line in lines[5:]] == [" 2.00× of 1.4×: met", " 0.80× of 1.0×: missed"]
+    without = list(bench.integers(values, bench.WITH_INTEGERS_WITHOUT_CPP["avx2"]))
+    assert [line.split(":", 1)[1] for line in without[5:]] == [" 2.00× of 0.9×: met"]
 
 
 def test_without_a_record_it_says_what_to_run(monkeypatch, capsys):

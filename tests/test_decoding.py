@@ -145,6 +145,19 @@ def test_generators_are_measured_by_turns():
     assert len(rounds) == 6 and set(rounds) == {"ab", "ba"}
 
 
+def test_a_hopeless_generator_of_the_race_writes_once():
+    fake, calls = FakeTime(), []
+
+    def generator(name, seconds):
+        return lambda: (calls.append(name), fake.pass_(seconds), [1])[-1]
+
+    generators = {"fp32": generator("fp32", 1), "bf16": generator("bf16", 60)}
+    rates = tokens_per_second(generators, 1, rounds=3, race=generators, clock=fake.clock())
+    assert calls.count("bf16") == 1 and rates["bf16"] == 1 / 60 and calls.count("fp32") == 1 + 3
+    assert str(rates.ratio("bf16", "fp32")) == "0.02× (one sample)"
+    assert tokens_per_second(generators, 1, rounds=3, clock=fake.clock()).benchmark["bf16"].rounds == 3
+
+
 def test_a_generator_that_stops_early_is_refused():
     with pytest.raises(RuntimeError, match="candidate 'short' failed: ValueError: it returned 3 token ids, not 4"):
         tokens_per_second({"short": lambda: [1, 2, 3]}, 4)

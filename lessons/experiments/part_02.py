@@ -153,6 +153,7 @@ def decoding(loaded, *, tokens=48, rounds=5):
             for name, m in models.items()
         },
         tokens,
+        race=models,
         rounds=rounds,
     )
     return {"rates": rates, "texts": texts, "profiles": profiles}
