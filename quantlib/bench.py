@@ -36,8 +36,8 @@ AIMS = {  # by the ability that a CPU has, the first that fits
         Aim("int4 ", 64, 0.5), Aim("int8 ", 256, 0.5), Aim("int4 ", 256, 0.5),
     ),
     "avx2": (
-        Aim("int8 ", 1, 1.8), Aim("int4 compiled", 1, 2.4), Aim("int8 compiled", 64, 0.95), Aim("int4 compiled", 64, 0.95),
-        Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4), Aim("w8a8", 256, 1.4),
+        Aim("int8 ", 1, 1.8), Aim("int4 compiled", 1, 2.4), Aim("int8 compiled", 64, 0.95),
+        Aim("int4 compiled", 64, 0.95), Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4), Aim("w8a8", 256, 1.4),
     ),
 }  # fmt: skip
 AIMS_WITHOUT_CPP = {  # where no C++ is built, if other ones

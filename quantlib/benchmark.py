@@ -64,9 +64,9 @@ def measure(
                         shorter one. False: calls follow each other directly
     clock               default clock_of(device)
 
-    Raises ValueError for no candidates, counts below 1 (warmup: below 0), figures for unknown candidates or a race
-    of them, negative patience, a device that is neither cpu nor cuda, and a sample too short for the clock; RuntimeError that names the candidate if one
-    raises.
+    Raises ValueError for no candidates, counts below 1 (warmup: below 0), figures for unknown candidates or a race of
+    them, negative patience, a device that is neither cpu nor cuda, and a sample too short for the clock; RuntimeError
+    that names the candidate if one raises.
     """
     device = torch.device(device)
     bytes_moved, flops = dict(bytes_moved or {}), dict(flops or {})
