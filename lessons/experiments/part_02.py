@@ -79,7 +79,7 @@ def speed_on(device, shapes, rows, rounds, patience):
             {name: call for name, (call, _) in ways.items()},
             bytes_moved={name: n for name, (_, n) in ways.items()},
             race=[name for name in ways if name != READ],
-            warmup=2,
+            warmup=1,
             rounds=rounds,
             patience=patience,
             device=device,
@@ -97,7 +97,7 @@ def speed(
     shapes=((4096, 4096), (11008, 4096)),
     rows=(1, 4, 16, 64, 256),
     rounds=11,
-    patience=10,
+    patience=8,
 ):
     """Seconds of every kernel, on the CPU, and on the GPU if one is there.
 

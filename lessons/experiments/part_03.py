@@ -316,7 +316,7 @@ def planted_outlier(
     "kernels.gpu", "benchmark", "mixed", "outliers"))
 def speed(
         *, shapes=((1024, 1024), (4096, 4096), (11008, 4096)),
-        rows=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=8):
+        rows=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=6):
     """Seconds of float layers, W8A8, LLM.int8() and its parts.
 
     One column in so many is an outlier. No round begins after so many
@@ -376,7 +376,7 @@ def time_layer(out, columns, count, one_in, rounds, patience, device):
         return measure(
             ways,
             race=[name for name in ways if not name.startswith("part")],
-            warmup=2,
+            warmup=1,
             rounds=rounds,
             patience=patience,
             device=device,
