@@ -152,12 +152,23 @@ def pretended(name, seconds, clock, runs, refuses=None):
 
 def test_the_fastest_kernel_is_kept_and_the_slow_one_is_not_run_again(fresh):
     clock, runs = Clock(), []
-    kernels = [pretended(n, s, clock, runs) for n, s in (("slow", 9), ("quick", 1), ("close", 1.5))]
+    kernels = [pretended(n, s, clock, runs) for n, s in (("slow", 7), ("quick", 1), ("close", 1.5))]
     best = choose.fastest_of(
         kernels, lambda k: k.run(torch.zeros(1, 4), pack_weight(quantize(torch.ones(2, 4), Grid(8)))), clock=clock
     )
-    assert best == {"slow": 9, "quick": 1, "close": 1.5}
+    assert best == {"slow": 7, "quick": 1, "close": 1.5}
     assert runs.count("slow") == 2 and runs.count("quick") == runs.count("close") == 1 + choose.ROUNDS
+
+
+def test_a_hopeless_kernel_runs_once(fresh):
+    clock, runs = Clock(), []
+    kernels = [pretended(n, s, clock, runs) for n, s in (("hopeless", 9), ("quick", 1))]
+    x, packed = torch.zeros(1, 4), pack_weight(quantize(torch.ones(2, 4), Grid(8)))
+    best = choose.fastest_of(kernels, lambda k: k.run(x, packed), clock=clock)
+    assert best == {"hopeless": 9, "quick": 1} and runs.count("hopeless") == 1
+    shorter = [pretended(n, s, clock, runs) for n, s in (("short", 0.09), ("shortest", 0.01))]
+    assert choose.fastest_of(shorter, lambda k: k.run(x, packed), clock=clock)["short"] == pytest.approx(0.09)
+    assert runs.count("short") == 2
 
 
 def test_a_choice_is_made_once_for_a_kind_of_product(fresh):
