@@ -13,17 +13,15 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from quantlib.progress import megabytes, show_message, show_progress
 
 ATTEMPTS = 3  # a damaged download is repeated, then given up
 SPARE_BYTES = 32_000_000  # left free on the disk beside what the download itself needs
-CHUNK_BYTES = 1 << 20
 
 
 class FetchError(OSError):
@@ -51,8 +49,9 @@ class Package:
 
     title           what a reader calls the contents ("WikiText-2")
     download_bytes  what has to be transferred to get at the files
-    unpack          how: called as unpack(package, folder, report), it leaves the files in `folder`, calls
-                    report(bytes that have arrived) now and then, and raises FetchError. quantlib.transports has them
+    unpack          how: called as unpack(package, scratch, report), it returns {member: bytes}, may use the folder
+                    `scratch`, calls report(bytes that have arrived) now and then, and raises FetchError.
+                    quantlib.transports has them
     """
 
     title: str
@@ -60,7 +59,7 @@ class Package:
     version: str
     download_bytes: int
     files: tuple[PackedFile, ...]
-    unpack: Callable[[Package, Path, Callable[[int], None]], None]
+    unpack: Callable[[Package, Path, Callable[[int], None]], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,12 @@ def fetch(package: Package) -> tuple[Path, ...]:
     """
     folder = cache_folder()
     if not _all_present(package, folder):
-        with _disk_errors_explained(package, folder):
+        try:
             _download(package, folder)
+        except FetchError:
+            raise
+        except OSError as error:
+            raise FetchError(f"{package.title} was not kept, because {_reason(error, folder)}.") from error
     return tuple(folder / file.name for file in package.files)
 
 
@@ -105,26 +108,6 @@ def status_of(package: Package) -> CacheEntry:
     folder = cache_folder()
     present = _all_present(package, folder)
     return CacheEntry(package.title, folder / package.files[0].name, 0 if present else package.download_bytes, present)
-
-
-def write_pieces(stream: BinaryIO, files: list[PackedFile], folder: Path) -> None:
-    """Cut one member's bytes into the files that lie in it, one after another. `stream` is read once, in order."""
-    position = 0
-    for file in sorted(files, key=lambda file: file.offset):
-        _copy(stream, file.offset - position, None)
-        with open(folder / file.name, "wb") as target:
-            _copy(stream, file.size, target)
-        position = file.offset + file.size
-
-
-def _copy(stream: BinaryIO, count: int, target: BinaryIO | None) -> None:
-    while count:
-        chunk = stream.read(min(count, CHUNK_BYTES))
-        if not chunk:
-            raise DamagedDownload("the package ends before the file does")
-        if target:
-            target.write(chunk)
-        count -= len(chunk)
 
 
 def _is_whole(path: Path, file: PackedFile) -> bool:
@@ -150,24 +133,23 @@ def _download(package: Package, folder: Path) -> None:
         for stale in folder.glob(f"{leftovers}*"):  # from a process that was killed: nobody else holds the lock
             shutil.rmtree(stale, ignore_errors=True)
         _require_space(package, folder)
-        staging = Path(tempfile.mkdtemp(prefix=leftovers, dir=folder))
-        try:
-            _download_whole(package, staging, folder)
+        with tempfile.TemporaryDirectory(prefix=leftovers, dir=folder, ignore_cleanup_errors=True) as staging:
+            _download_whole(package, Path(staging), folder)
             for file in package.files:
-                os.replace(staging / file.name, folder / file.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+                os.replace(Path(staging, file.name), folder / file.name)
 
 
 def _download_whole(package: Package, staging: Path, folder: Path) -> None:
     """Leaves verified files in `staging`, or raises."""
     title = f"{package.title} ({package.name} {package.version})"
-    with show_progress(title, package.download_bytes, f"checked and kept in {folder}") as progress:
+    with show_progress(title, package.download_bytes, f"checked and kept in {folder}") as report:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                package.unpack(package, staging, progress.update)
+                members = package.unpack(package, staging, report)
                 for file in package.files:
-                    if not _is_whole(staging / file.name, file):
+                    path = staging / file.name
+                    path.write_bytes(members[file.member][file.offset : file.offset + file.size])
+                    if not _is_whole(path, file):
                         raise DamagedDownload(f"{file.name} has another size or SHA-256 than it should")
                 return
             except DamagedDownload as damage:
@@ -176,8 +158,6 @@ def _download_whole(package: Package, staging: Path, folder: Path) -> None:
                         f"{title} arrived damaged {ATTEMPTS} times and was not kept: {damage}; try again later, or look "
                         "whether a proxy or a package mirror changes downloads."
                     ) from None
-                for file in package.files:
-                    (staging / file.name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -186,18 +166,12 @@ def _only_one_process(package: Package, folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder / f".{package.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         show_message(f"{package.title}: waiting for another process that is downloading it")
-        lock.acquire()
-    except NotImplementedError:
-        raise FetchError(
-            f"The file system of {folder} cannot lock files: set QUANTLIB_CACHE to a folder on a local disk."
-        ) from None
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _require_space(package: Package, folder: Path) -> None:
@@ -211,20 +185,13 @@ def _require_space(package: Package, folder: Path) -> None:
         )
 
 
-@contextmanager
-def _disk_errors_explained(package: Package, folder: Path) -> Iterator[None]:
+def _reason(error: OSError, folder: Path) -> str:
+    """What is wrong with the disk or the folder, and what to do."""
     elsewhere = "or set QUANTLIB_CACHE to a folder that you can write to"
-    try:
-        yield
-    except FetchError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"the disk of {folder} is full: free some space, or set QUANTLIB_CACHE to a folder on another disk"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"the cache folder {folder} is read-only: change its permissions, {elsewhere}"
-        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            reason = f"{error.filename or folder} is a file where a folder should be: move it away, {elsewhere}"
-        else:
-            reason = f"the cache folder {folder} cannot be used ({error}): mend that, {elsewhere}"
-        raise FetchError(f"{package.title} was not kept, because {reason}.") from error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {folder} is full: free some space, or set QUANTLIB_CACHE to a folder on another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"the cache folder {folder} is read-only: change its permissions, {elsewhere}"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{error.filename or folder} is a file where a folder should be: move it away, {elsewhere}"
+    return f"the cache folder {folder} cannot be used ({error}): mend that, {elsewhere}"

@@ -2,8 +2,9 @@
 
 Both give an ordinary float32 `LlamaForCausalLM` with its own copy of the weights, and a tokenizer: they can be saved,
 copied and moved like any other. Neither adds a beginning-of-text token when it encodes; `tokenizer.bos_token_id` is
-there for those who want one. transformers has a GGUF loader of its own, which takes ten times as long, keeps a
-quantization config that refuses `save_pretrained`, and gives this tokenizer the wrong end-of-text token.
+there for those who want one. GGUF files are parsed and dequantized by the gguf package; transformers' own loader, which
+uses it too, takes several times as long, keeps a quantization config that refuses `save_pretrained`, and gives this
+tokenizer the wrong end-of-text token.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import MODEL_ARCH, GGUFReader, ReaderTensor, TokenType, dequantize, get_tensor_name_map
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from quantlib import gguf_file
-
-GGUF_SPECIAL_TOKEN = 3  # gguf's token types: 1 is an ordinary piece
 LLAMA2C_HEADER = struct.Struct("<7i")  # dim, hidden dim, layers, heads, key/value heads, vocabulary, longest text
 FIRST_PIECE = 259  # llama2.c's vocabulary: unknown, begin, end, the 256 bytes, then the pieces
 
@@ -30,11 +29,15 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
     Raises ValueError for a GGUF file of another architecture or vocabulary.
     """
-    facts, tensors = gguf_file.read(path)
+    try:
+        reader = GGUFReader(path)
+    except ValueError as error:
+        raise ValueError(f"path={str(path)!r} is not a GGUF file that the gguf package reads: {error}") from error
+    facts = {name: field.contents() for name, field in reader.fields.items()}
     kind = (facts.get("general.architecture"), facts.get("tokenizer.ggml.pre"))
     if kind != ("llama", "smollm"):
         raise ValueError(f"path={str(path)!r} holds {kind}, not ('llama', 'smollm'): give it to transformers instead")
-    weights = {_hugging_face_name(name): tensor for name, tensor in tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = LlamaConfig(
         vocab_size=facts["llama.vocab_size"],
         hidden_size=facts["llama.embedding_length"],
@@ -45,12 +48,16 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         max_position_embeddings=facts["llama.context_length"],
         rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
-        tie_word_embeddings="lm_head.weight" not in weights,
+        tie_word_embeddings="output.weight" not in tensors,
         bos_token_id=facts["tokenizer.ggml.bos_token_id"],
         eos_token_id=facts["tokenizer.ggml.eos_token_id"],
         pad_token_id=facts["tokenizer.ggml.padding_token_id"],
     )
-    return _build(config, weights), _smollm_tokenizer(facts)
+    model = _without_weights(config)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)  # 'model.norm' → 'output_norm'
+    named = {names.get_name(name, try_suffixes=(".weight",)): name for name in model.state_dict()}
+    weights = {named[name]: _to_float32(tensor) for name, tensor in tensors.items()}
+    return _filled(model, weights), _smollm_tokenizer(facts)
 
 
 def read_llama2c(model_path: Path, tokenizer_path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -76,7 +83,7 @@ def read_llama2c(model_path: Path, tokenizer_path: Path) -> tuple[LlamaForCausal
         eos_token_id=2,
     )
     weights = _split_llama2c(torch.from_numpy(values), config, model_path)
-    return _build(config, weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
+    return _filled(_without_weights(config), weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
 
 
 def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
@@ -90,14 +97,18 @@ def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(out_features, in_features)  # [heads · 2 · d/2, in]
 
 
-def _build(config: LlamaConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
-    """The model around these very tensors: none is copied, and no random weight is drawn first."""
+def _without_weights(config: LlamaConfig) -> LlamaForCausalLM:
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def _filled(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> LlamaForCausalLM:
+    """The model with these very tensors: none is copied, and no random weight was drawn before."""
+    config = model.config
     for layer in range(config.num_hidden_layers):
         for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             weights[name] = rotate_half_order(weights[name], heads)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     if unexpected or set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
         raise ValueError(f"the file's tensors are not those of its config: missing {missing}, unexpected {unexpected}")
@@ -106,27 +117,9 @@ def _build(config: LlamaConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
     return model.eval().requires_grad_(False)
 
 
-GGUF_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _hugging_face_name(name: str) -> str:
-    """'blk.7.attn_q.weight' → 'model.layers.7.self_attn.q_proj.weight'."""
-    *block, part, kind = name.split(".")
-    prefix = f"model.layers.{block[1]}." if block else ""
-    return f"{prefix}{GGUF_NAMES[part]}.{kind}"
+def _to_float32(tensor: ReaderTensor) -> Tensor:
+    """[out, in], or [out] of a norm, with memory of its own: plain floats are still the file's, which is read-only."""
+    return torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
 
 
 def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
@@ -135,7 +128,7 @@ def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     backend = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
     kinds = facts["tokenizer.ggml.token_type"]
-    special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == GGUF_SPECIAL_TOKEN]
+    special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.CONTROL]
     backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -191,13 +184,17 @@ def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:
     The list holds raw bytes before FIRST_PIECE, so that "a" stands in it twice: as the byte 0x61, for letters that have
     no piece of their own, and as the piece. Only the second may be found by its text.
     """
-    scores, pieces = _llama2c_vocabulary(path.read_bytes(), vocab)
-    names = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
-    names += [piece.decode("utf-8").replace(" ", "▁") for piece in pieces[FIRST_PIECE:]]
+    data, position = path.read_bytes(), 4  # the length of the longest piece comes first
+    scores, names = [], ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    for index in range(vocab):
+        score, length = struct.unpack_from("<fi", data, position)
+        position += 8 + length
+        scores.append(score)
+        if index >= FIRST_PIECE:
+            names.append(data[position - length : position].decode("utf-8").replace(" ", "▁"))
     ids = {name: index for index, name in enumerate(names)}
-    backend = Tokenizer(
-        models.BPE(ids, _merges(names, scores, ids), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    merges = _merges(names, scores, ids)
+    backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
@@ -210,18 +207,6 @@ def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
-
-
-def _llama2c_vocabulary(data: bytes, vocab: int) -> tuple[list[float], list[bytes]]:
-    scores, pieces = [], []
-    position = 4  # the length of the longest piece comes first
-    for _ in range(vocab):
-        score, length = struct.unpack_from("<fi", data, position)
-        position += 8
-        scores.append(score)
-        pieces.append(data[position : position + length])
-        position += length
-    return scores, pieces
 
 
 def _merges(names: list[str], scores: list[float], ids: dict[str, int]) -> list[tuple[str, str]]:

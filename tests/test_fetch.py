@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -14,16 +13,7 @@ from pathlib import Path
 import pytest
 
 from quantlib import fetch as module
-from quantlib.fetch import (
-    DamagedDownload,
-    FetchError,
-    Package,
-    PackedFile,
-    cache_folder,
-    fetch,
-    status_of,
-    write_pieces,
-)
+from quantlib.fetch import DamagedDownload, FetchError, Package, PackedFile, cache_folder, fetch, status_of
 
 CONTENT = {"first.bin": bytes(range(256)) * 40, "second.bin": b"second" * 1000}
 
@@ -40,31 +30,29 @@ class FakeIndex:
         self.attempts = 0
         self.instead = {}
 
-    def __call__(self, package, folder, report):
+    def __call__(self, package, scratch, report):
         self.attempts += 1
-        act = self.instead.get(self.attempts, self.instead.get("always", write_all))
-        act(folder)
+        act = self.instead.get(self.attempts, self.instead.get("always", whole))
+        members = act(scratch)
         report(package.download_bytes)
+        return members
 
 
-def write_all(folder):
-    for name, content in CONTENT.items():
-        (folder / name).write_bytes(content)
+def whole(scratch):
+    return CONTENT
 
 
-def write_half(folder):
-    for name, content in CONTENT.items():
-        (folder / name).write_bytes(content[: len(content) // 2])
+def half(scratch):
+    return {name: content[: len(content) // 2] for name, content in CONTENT.items()}
 
 
-def write_other_bytes(folder):
-    for name, content in CONTENT.items():
-        (folder / name).write_bytes(content[:-1] + b"?")
+def other_bytes(scratch):
+    return {name: content[:-1] + b"?" for name, content in CONTENT.items()}
 
 
 def raises(error):
-    def act(folder):
-        (folder / "first.bin").write_bytes(b"half of it")
+    def act(scratch):
+        (scratch / "first.bin").write_bytes(b"half of it")
         raise error
 
     return act
@@ -123,14 +111,14 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(package, index, cache, dam
     assert fetch(package)[1].read_bytes() == CONTENT["second.bin"] and index.attempts == 2
 
 
-@pytest.mark.parametrize("damage", [write_half, write_other_bytes, raises(DamagedDownload("the line broke"))])
+@pytest.mark.parametrize("damage", [half, other_bytes, raises(DamagedDownload("the line broke"))])
 def test_a_damaged_download_is_repeated(package, index, cache, damage):
     index.instead[1] = damage
     assert fetch(package)[0].read_bytes() == CONTENT["first.bin"]
     assert index.attempts == 2 and kept(cache) == set(CONTENT)
 
 
-@pytest.mark.parametrize("damage", [write_half, write_other_bytes, raises(DamagedDownload("the line broke"))])
+@pytest.mark.parametrize("damage", [half, other_bytes, raises(DamagedDownload("the line broke"))])
 def test_a_download_that_stays_damaged_is_given_up_and_not_kept(package, index, cache, damage):
     index.instead["always"] = damage
     with pytest.raises(FetchError) as caught:
@@ -168,11 +156,11 @@ def test_too_little_space_is_noticed_before_the_download(package, index, cache, 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a device that is always full, is Linux's")
 def test_a_disk_that_fills_up_during_the_download(package, index, cache):
-    def write_to_a_full_disk(folder):
-        (folder / "first.bin").symlink_to("/dev/full")
-        write_pieces(io.BytesIO(CONTENT["first.bin"]), [package.files[0]], folder)
+    def onto_a_full_disk(scratch):
+        (scratch / "first.bin").symlink_to("/dev/full")
+        return CONTENT
 
-    index.instead["always"] = write_to_a_full_disk
+    index.instead["always"] = onto_a_full_disk
     with pytest.raises(FetchError) as caught:
         fetch(package)
     assert one_sentence(caught.value, "The fake was not kept", "is full", "QUANTLIB_CACHE")
@@ -224,30 +212,18 @@ def test_a_file_where_the_cache_folder_should_be(package, cache, monkeypatch, in
     assert cache.read_text() == "not a folder"
 
 
-def test_a_file_system_without_locks(package, cache, monkeypatch):
-    from filelock import FileLock
-
-    def refuse(*args, **kwargs):
-        raise NotImplementedError("no flock here")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(FetchError) as caught:
-        fetch(package)
-    assert one_sentence(caught.value, cache, "cannot lock", "QUANTLIB_CACHE")
-
-
 def test_two_processes_at_once_download_once(cache, tmp_path):
     log = tmp_path / "downloads"
     script = textwrap.dedent(f"""
         import hashlib, time
         from quantlib.fetch import Package, PackedFile, fetch
         content = b"slow" * 1000
-        def unpack(package, folder, report):
+        def unpack(package, scratch, report):
             with open({str(log)!r}, "a") as stream:
                 stream.write("x")
-            (folder / "slow.bin").write_bytes(content[:7])
+            (scratch / "slow.bin").write_bytes(content[:7])
             time.sleep(0.7)
-            (folder / "slow.bin").write_bytes(content)
+            return {{"slow.bin": content}}
         file = PackedFile("slow.bin", len(content), hashlib.sha256(content).hexdigest(), "slow.bin")
         (path,) = fetch(Package("The slow", "slow", "1", 4000, (file,), unpack))
         assert path.read_bytes() == content
@@ -262,13 +238,17 @@ def test_two_processes_at_once_download_once(cache, tmp_path):
     assert sum("waiting for another process" in text for text in errors) == 2
 
 
-def test_one_member_can_hold_several_files(tmp_path):
+def test_one_member_can_hold_several_files(cache):
+    parts = {"b": (20, b"B" * 5), "a": (7, b"A" * 10)}
+    files = tuple(
+        PackedFile(name, len(data), hashlib.sha256(data).hexdigest(), "m", offset) for name, (offset, data) in parts.items()
+    )
     data = b"skipped" + b"A" * 10 + b"gap" + b"B" * 5 + b"rest"
-    files = [PackedFile("b", 5, "", "m", offset=20), PackedFile("a", 10, "", "m", offset=7)]
-    write_pieces(io.BytesIO(data), files, tmp_path)
-    assert (tmp_path / "a").read_bytes() == b"A" * 10 and (tmp_path / "b").read_bytes() == b"B" * 5
-    with pytest.raises(DamagedDownload):
-        write_pieces(io.BytesIO(data[:22]), files, tmp_path)
+    b, a = fetch(Package("Parts", "parts", "1", 100, files, lambda package, scratch, report: {"m": data}))
+    assert a.read_bytes() == b"A" * 10 and b.read_bytes() == b"B" * 5
+    cut = Package("Cut", "cut", "1", 100, (PackedFile("c", 5, files[0].sha256, "m", 20),), lambda *_: {"m": data[:22]})
+    with pytest.raises(FetchError, match="arrived damaged"):
+        fetch(cut)
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -36,7 +36,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 FLOORS = [
     {"fetch", "transports", "progress"}, {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers", "digits", "smooth"}, {"kernels", "layers", "mixed"},
-    {"calibration", "convert", "report", "checkpoint", "zoo", "hub", "readers", "gguf_file", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
+    {"calibration", "convert", "report", "checkpoint", "zoo", "hub", "readers", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
 ]  # fmt: skip
 
 
