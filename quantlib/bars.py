@@ -37,14 +37,7 @@ def size(count: float) -> str:
     return f"{count / 1e9:.2f}{THIN}GB" if count >= 1e9 else f"{count / 1e6:.0f}{THIN}MB"
 
 
-def stacked(
-    headline: str,
-    before: Part,
-    after: Sequence[Part],
-    claim: Claim,
-    *,
-    words: tuple[str, str] = ("16 bits", "Quantized"),
-) -> str:
+def stacked(headline: str, before: Part, after: Sequence[Part], claim: Claim) -> str:
     """Two bars on one scale, before and after, with a bracket for the claim and the keys of what the second is made of.
 
     headline is HTML: words of a meaning stand in <span class="exact">, "grid" or "error".
@@ -54,14 +47,12 @@ def stacked(
         return f"{100 * count / before.size:.3g}%"
 
     bar = "\n".join(f'<span class="{part.meaning}" style="--w:{share(part.size)}"></span>' for part in after)
-    keys = "\n".join(
-        f'<li style="--k:{_KEYS[part.meaning]}">{escape(part.words)} {size(part.size)}</li>' for part in after
-    )
+    keys = "\n".join(f'<li style="--k:{_KEYS[p.meaning]}">{escape(p.words)} {size(p.size)}</li>' for p in after)
     return f"""<div class="bytes">
 <p class="big">{headline}</p>
-<p class="label">{words[0]}</p>
+<p class="label">16 bits</p>
 <div class="stack"><span class="{before.meaning}" style="--w:100%"></span></div>
-<p class="label" style="margin-top:1rem">{words[1]}</p>
+<p class="label" style="margin-top:1rem">Quantized</p>
 <div class="stack">
 {bar}
 </div>

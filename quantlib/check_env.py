@@ -1,4 +1,4 @@
-"""`make check-env`: what the lessons need, whether it is here, and what to do where it is not. Start from :func:`main`.
+"""`make check-env`: what the lessons need, whether it is here, and what to do where it is not. Start from :func:`checks`.
 
 Runs, and says so, where torch or any other package is missing: nothing outside the standard library is imported before
 it is known to be there.
@@ -33,13 +33,6 @@ class Check:
     detail: str
     remedy: str = ""
     required: bool = True
-
-
-def main() -> int:
-    """Print the report; 0 if the lessons can run here, 1 if something they require is missing."""
-    found = tuple(checks())
-    print(report(found))
-    return exit_status(found)
 
 
 def checks() -> Iterator[Check]:
@@ -80,23 +73,18 @@ def packages() -> Iterator[Check]:
     yield _torch()
     try:
         wanted = [Requirement(line) for line in requires("quantization-lessons") or []]
-        names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
     except PackageNotFoundError:
         yield Check("packages", False, "quantization-lessons itself is not installed", INSTALL)
         return
-    absent = [name for name in names if _version(name) is None]
-    if absent:
+    names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
+    installed = {name: _version(name) for name in names}
+    if absent := [name for name, found in installed.items() if found is None]:
         yield Check("packages", False, f"not installed: {', '.join(absent)}", INSTALL)
         return
     tested = tested_versions(Path(__file__).parent.parent / "requirements.txt")
-    others = [
-        f"{name} {_version(name)} (tested: {tested[name]})"
-        for name in names
-        if not same_release(_version(name), tested.get(name))
-    ]
-    yield Check(
-        "packages", True, f"all {len(names)}" + (f", of which {', '.join(others)}" if others else ", as tested")
-    )
+    others = {name: found for name, found in installed.items() if not same_release(found, tested.get(name))}
+    named = ", ".join(f"{name} {found} (tested: {tested[name]})" for name, found in others.items())
+    yield Check("packages", True, f"all {len(names)}, " + (f"of which {named}" if others else "as tested"))
 
 
 def tested_versions(requirements: Path) -> dict[str, str]:
@@ -163,14 +151,9 @@ def memory(available: int | None) -> Check:
     """Is there enough of it? available: bytes in all, None where the system does not tell."""
     if available is None:
         return Check("memory", True, "not known on this system; 4 GB are enough")
+    detail = f"{available / 2**30:.1f} GiB, 4 needed for the tests"
     remedy = "close other programs before `make test`; single pages need less"
-    return Check(
-        "memory",
-        available >= 0.9 * MEMORY_NEEDED,
-        f"{available / 2**30:.1f} GiB, 4 needed for the tests",
-        remedy,
-        required=False,
-    )
+    return Check("memory", available >= 0.9 * MEMORY_NEEDED, detail, remedy, required=False)
 
 
 def _torch() -> Check:
@@ -187,15 +170,14 @@ def _torch() -> Check:
 
 def _cuda(torch, gpu: str | None) -> Check:
     if gpu is not None:
-        major, minor = torch.cuda.get_device_capability(0)
-        total = torch.cuda.get_device_properties(0).total_memory
-        return Check("CUDA", True, f"{gpu}, compute capability {major}.{minor}, {total / 2**30:.0f} GiB")
+        about = torch.cuda.get_device_properties(0)
+        capability, total = f"{about.major}.{about.minor}", about.total_memory / 2**30
+        return Check("CUDA", True, f"{gpu}, compute capability {capability}, {total:.0f} GiB")
+    detail = f"torch {torch.__version__} finds no GPU"
+    remedy = "nothing to do: every page runs on the CPU"
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         detail = f"torch {torch.__version__} is built without it, though nvidia-smi is on this machine"
         remedy = "remove .venv and run `make lab` without an index of CPU-only builds"
-    else:
-        detail = f"torch {torch.__version__} finds no GPU"
-        remedy = "nothing to do: every page runs on the CPU"
     return Check("CUDA", False, detail, remedy, required=False)
 
 
@@ -218,4 +200,6 @@ def _memory_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    found = tuple(checks())
+    print(report(found))
+    sys.exit(exit_status(found))

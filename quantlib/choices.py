@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from urllib.parse import quote
 
@@ -38,20 +39,13 @@ class Choice:
     def stop(self, value: object) -> int:
         """The place of a value; ValueError if it is not among the stops."""
         if value not in self.values:
-            raise ValueError(
-                f"{self.label or 'a choice'} must be one of {', '.join(map(str, self.values))}, got {value!r}"
-            )
+            offered = ", ".join(map(str, self.values))
+            raise ValueError(f"{self.label or 'a choice'} must be one of {offered}, got {value!r}")
         return self.values.index(value)
 
 
 def choice(
-    values: Iterable | Mapping[object, str],
-    *,
-    label: str = "",
-    unit: str = "",
-    start: object = None,
-    kind: str = "",
-    help: str = "",
+    values: Iterable, *, label: str = "", unit: str = "", start: object = None, kind: str = "", help: str = ""
 ) -> Choice:
     """A choice for `explore`.
 
@@ -76,9 +70,7 @@ def choice(
     return made if start is None else replace(made, start=made.stop(start))
 
 
-def steps(values: Iterable, *, label: str = "", unit: str = "", start: object = None, help: str = "") -> Choice:
-    """A choice that is walked through in order: a ruler with Back, Play and Step."""
-    return choice(values, label=label, unit=unit, start=start, kind="steps", help=help)
+steps = partial(choice, kind="steps")  # a choice that is walked through in order: a ruler with Back, Play and Step
 
 
 def _kind(stops: tuple, words: tuple[str, ...], named: bool) -> str:

@@ -8,6 +8,7 @@ still runs; what the text says of the lesson's model and of the machine it was w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 WRITTEN_ON = "Intel(R) Xeon(R) Processor", ("avx512_vnni", "avx512_bf16")  # the CPU whose speeds the pages speak of
 
 
-def claims(loaded: LoadedModel) -> Callable[[bool | Tensor, str], None]:
+Check = Callable[["bool | Tensor", str], None]
+
+
+def claims(loaded: LoadedModel) -> Check:
     """check(statement, claim), for claims about this model.
 
         check = claims(load_lesson_model())
@@ -29,20 +33,18 @@ def claims(loaded: LoadedModel) -> Callable[[bool | Tensor, str], None]:
     it prints "not checked for this model: …" and never fails.
     """
     if not hasattr(loaded, "is_lesson_model"):
-        raise TypeError(
-            f"loaded must be what load_lesson_model() or load_model() returned, got {type(loaded).__name__}"
-        )
-
-    return _checker(loaded.is_lesson_model, "model")
+        got = type(loaded).__name__
+        raise TypeError(f"loaded must be what load_lesson_model() or load_model() returned, got {got}")
+    return partial(_check, loaded.is_lesson_model, "model")
 
 
-def speed_claims(machine: Machine) -> Callable[[bool | Tensor, str], None]:
+def speed_claims(machine: Machine) -> Check:
     """check(statement, claim), for claims about the speeds that a machine recorded (a record's machine).
 
     check raises AssertionError with the claim if the statement is false. On another CPU than the one that the pages
     were written on it prints "not checked for this machine: …" and never fails.
     """
-    return _checker(is_written_on(machine), "machine")
+    return partial(_check, is_written_on(machine), "machine")
 
 
 def is_written_on(machine: Machine) -> bool:
@@ -56,25 +58,16 @@ def note_on(machine: Machine) -> str:
     return "" if is_written_on(machine) else f" The text of this page speaks of another machine: {WRITTEN_ON[0]}."
 
 
-def _checker(applies: bool, to: str) -> Callable[[bool | Tensor, str], None]:
-    def check(statement: bool | Tensor, claim: str) -> None:
-        if not isinstance(claim, str) or not claim:
-            raise TypeError(f"claim must say in words what is claimed, got {claim!r}")
-        true = _truth(statement)
-        if not applies:
-            print(f"not checked for this {to}: {claim}")
-        elif not true:
-            raise AssertionError(claim)
-
-    return check
-
-
-def _truth(statement: object) -> bool:
-    """A bool, or an array that holds one: a claim about many values has to say all() or any()."""
+def _check(applies: bool, to: str, statement: bool | Tensor, claim: str) -> None:
+    if not isinstance(claim, str) or not claim:
+        raise TypeError(f"claim must say in words what is claimed, got {claim!r}")
     try:
-        value = statement.item() if hasattr(statement, "item") else statement
+        true = statement.item() if hasattr(statement, "item") else statement  # an array that holds one bool
     except (RuntimeError, ValueError):
         raise TypeError("statement holds many truth values: end it with .all() or .any()") from None
-    if not isinstance(value, bool):
-        raise TypeError(f"statement must be true or false, got {value!r}: write the comparison out")
-    return value
+    if not isinstance(true, bool):
+        raise TypeError(f"statement must be true or false, got {true!r}: write the comparison out")
+    if not applies:
+        print(f"not checked for this {to}: {claim}")
+    elif not true:
+        raise AssertionError(claim)

@@ -1,4 +1,10 @@
-"""The house style of figures. Start from :func:`new`; pages import it all through quantlib.plots.
+"""Figures for the lessons, from the first line to the page. Start from :func:`new`, finish with :func:`show`.
+
+    fig, ax = new("text")                                  # sizes: text, wide, margin
+    ax.plot(bits, decibels, color=GRID)
+    axes(ax, x="bits per weight", y="signal to error", unit="dB")
+    label(ax, 8, 41.5, "one scale per row", GRID)          # words beside the line, not a legend
+    show(fig, alt="Each further bit lowers the error by 6.02 dB, until …", caption="…")
 
 A colour means one thing: EXACT the value as trained, GRID what it is rounded to, ERROR the difference. INK, MUTED and
 HAIR are words, numbers and rules. Two things of one meaning differ by label, marker, dash or weight. Heat maps run from
@@ -8,11 +14,13 @@ the page itself to one of the three: ``ax.imshow(error, cmap=fade(ERROR), interp
 from __future__ import annotations
 
 import math
-from types import TracebackType
+import re
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
+from IPython.display import display
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
@@ -65,36 +73,16 @@ def axes(ax: Axes, x: str = "", y: str = "", *, unit: str = "", xunit: str = "")
     ax.set_xlabel(f"{x} ({xunit})" if xunit else x, loc="left")
     ax.set_title(f"{y} ({unit})" if unit else y, loc="left", color=MUTED, pad=8)
     for axis in (ax.xaxis, ax.yaxis):
-        if isinstance(
-            axis.get_major_formatter(), ScalarFormatter | LogFormatter
-        ):  # words that were given to the ticks stay
+        if isinstance(axis.get_major_formatter(), ScalarFormatter | LogFormatter):  # words given to the ticks stay
             axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
 
 
 def label(
-    ax: Axes,
-    x: float,
-    y: float,
-    text: str,
-    color: str = INK,
-    *,
-    dx: float = 6,
-    dy: float = 0,
-    ha: str = "left",
-    va: str = "center",
+    ax: Axes, x: float, y: float, text: str, color: str = INK, *, dx: float = 6, dy: float = 0, **words
 ) -> Annotation:
-    """Words beside the thing they name, in its colour; dx and dy in units of the SVG."""
-    return ax.annotate(
-        text,
-        (x, y),
-        (dx, dy),
-        textcoords="offset points",
-        color=color,
-        ha=ha,
-        va=va,
-        linespacing=1.4,
-        annotation_clip=False,
-    )
+    """Words beside the thing they name, in its colour; dx and dy in units of the SVG; words: how they stand, as ha."""
+    words = {"ha": "left", "va": "center", "linespacing": 1.4, "annotation_clip": False} | words
+    return ax.annotate(text, (x, y), (dx, dy), textcoords="offset points", color=color, **words)
 
 
 def comb(ax: Axes, x, low, high, color: str = GRID, width: float = 1.2, **line) -> Line2D:
@@ -135,6 +123,36 @@ def picture(figure: Figure) -> Picture:
     return svg.picture(figure, VARIABLES)
 
 
+def show(figure: Figure | Picture, *, alt: str, caption: str = "", columns: Sequence[tuple[str, str]] = ()) -> None:
+    """Show a figure on a page: one SVG for light and dark, with its alternative text and caption.
+
+    alt      what the figure shows, in a sentence with its numbers, for those who cannot see it. Required.
+    caption  how to see it. Plain words with *emphasis*, `code` and [coloured words]{.exact}.
+    columns  (words, number) pairs that stand under equal parts of a wide figure.
+
+    In the book the SVG is set inline and follows the page's colours; in JupyterLab its fallback colours read on light
+    and dark, and the caption stands below. As text the output is "Figure: " and alt. Raises ValueError for an alt that
+    is no sentence.
+    """
+    words = alt.split() if isinstance(alt, str) else ()
+    if len(words) < 4:
+        raise ValueError(f"alt must say what the figure shows, in a sentence with its numbers, got {alt!r}")
+    alt = " ".join(words)
+    drawn = figure if isinstance(figure, Picture) else picture(figure)
+    about = {"alt": alt, "caption": caption, "columns": [list(pair) for pair in columns]}
+    show_captioned({"image/svg+xml": drawn.svg(alt), "text/plain": f"Figure: {alt}"}, about)
+
+
+def show_captioned(data: dict[str, str], about: dict) -> None:
+    """Show an output, its richest form first, with what the book has to know about it; below it the caption, if any."""
+    kind = next(iter(data))
+    display(data, metadata={kind: {name: value for name, value in about.items() if value}}, raw=True)
+    if about["caption"]:  # for notebooks: the book has it from the metadata above, and drops this
+        plain = re.sub(r"\[([^\]]*)\]\{\.\w+\}", r"\1", about["caption"])
+        role = {"text/markdown": {"role": "caption"}}
+        display({"text/markdown": plain, "text/plain": plain}, metadata=role, raw=True)
+
+
 class Stage:
     """Axes drawn once, under many pictures that differ in what is put on them: a widget's frames, in milliseconds each.
 
@@ -161,9 +179,7 @@ class Stage:
     def __enter__(self) -> list[Axes]:
         return self.figure.axes
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         for artist in self._added():
             artist.remove()
 

@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 from matplotlib.figure import Figure
@@ -40,32 +40,12 @@ class Frame:
     remark: str = ""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A frame as a page needs it: picture as pieces of markup, an SVG's root still without its words, best as stops."""
-
-    picture: tuple[str, ...]
-    finding: str
-    readouts: Mapping[str, str]
-    meaning: str
-    best: Mapping[str, int]
-    remark: str
-
-    def markup(self) -> str:
-        """The picture, with the finding as its alternative text."""
-        return "".join(self.picture).replace('aria-label=""', f'aria-label="{escape(self.finding)}"', 1)
-
-    def message(self, at: Sequence[int]) -> dict:
-        """What a kernel sends for the setting `at`."""
-        return {
-            "at": list(at),
-            "picture": self.markup(),
-            "finding": self.finding,
-            "readouts": [list(pair) for pair in self.readouts.items()],
-            "meaning": self.meaning,
-            "best": dict(self.best),
-            "remark": self.remark,
-        }
+def message(frame: Frame, at: Sequence[int]) -> dict:
+    """What a kernel sends for the setting `at`: what `shown` made, with the finding as its alternative text."""
+    picture = "".join(frame.figure).replace('aria-label=""', f'aria-label="{escape(frame.finding)}"', 1)
+    readouts = [list(pair) for pair in frame.readouts.items()]
+    said = {"finding": frame.finding, "meaning": frame.meaning, "best": dict(frame.best), "remark": frame.remark}
+    return {"at": list(at), "picture": picture, "readouts": readouts} | said
 
 
 def settings(choices: Mapping[str, Choice]) -> list[tuple[int, ...]]:
@@ -78,27 +58,31 @@ def values(choices: Mapping[str, Choice], at: Sequence[int]) -> dict:
     return {name: made.values[stop] for (name, made), stop in zip(choices.items(), at, strict=True)}
 
 
+def said(choices: Mapping[str, Choice], at: Sequence[int]) -> list[str]:
+    """A setting in words, choice by choice."""
+    return [f"{made.label} {made.said(stop)}" for made, stop in zip(choices.values(), at, strict=True)]
+
+
 def call(choices: Mapping[str, Choice], at: Sequence[int]) -> str:
     """The call of draw for a setting, as it is written in Python."""
     return f"draw({', '.join(f'{name}={value!r}' for name, value in values(choices, at).items())})"
 
 
-def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> Shown:
-    """Draw the frame of one setting. Raises what draw raises, and TypeError or ValueError if it returns no frame."""
+def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> Frame:
+    """The frame of one setting as a page needs it: figure as pieces of markup, an SVG's root still without its words;
+    best as stops. Raises what draw raises, and TypeError or ValueError if it returns no frame.
+    """
     frame = draw(**values(choices, at))
     if not isinstance(frame, Frame):
         frame = Frame(frame)
-    words = ", ".join(f"{made.label} {made.said(stop)}" for made, stop in zip(choices.values(), at, strict=True))
-    finding = " ".join(frame.finding.split()) or words
+    finding = " ".join(frame.finding.split()) or ", ".join(said(choices, at))
     unknown = [choice for choice in frame.best if choice not in choices]
     if unknown:
         raise ValueError(
             f"best names {unknown[0]!r}, which is no choice of this widget: use one of {', '.join(choices)}"
         )
     best = {choice: choices[choice].stop(value) for choice, value in frame.best.items()}
-    return Shown(
-        _pieces(frame.figure, name, choices, at), finding, dict(frame.readouts), frame.meaning, best, frame.remark
-    )
+    return replace(frame, figure=_pieces(frame.figure, name, choices, at), finding=finding, best=best)
 
 
 def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> tuple[str, ...]:
@@ -108,12 +92,8 @@ def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequen
             sys.modules["matplotlib.pyplot"].close(figure)
         figure = figures.picture(figure)
     if isinstance(figure, Picture):  # where a thing lies differs between frames, how it looks hardly ever: cut between
-        pieces = (
-            piece
-            for element in figure.within(name).elements
-            for piece in re.split("(?= clip-path=| style=|;stroke:)", element)
-        )
-        return figure.opening(""), *pieces, "</svg>"
+        cuts = (re.split("(?= clip-path=| style=|;stroke:)", element) for element in figure.within(name).elements)
+        return figure.opening(""), *itertools.chain.from_iterable(cuts), "</svg>"
     html = figure if isinstance(figure, str) else figure._repr_html_() if hasattr(figure, "_repr_html_") else None
     if not isinstance(html, str):
         raise TypeError(
@@ -122,8 +102,8 @@ def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequen
     return tuple(html.splitlines(keepends=True))
 
 
-def pack(frames: Sequence[Shown]) -> dict:
-    """All frames of a widget, in the order of `settings`, as JSON for its page.
+def pack(frames: Sequence[Frame]) -> dict:
+    """All frames of a widget as `shown` makes them, in the order of `settings`, as JSON for its page.
 
     table   pieces of markup, in the order of their first use
     frames  for each: p its pieces as places in the table ("0-12 40"), f finding, v values of readouts, b best, r remark
@@ -134,20 +114,13 @@ def pack(frames: Sequence[Shown]) -> dict:
         if tuple(frame.readouts) != tuple(first.readouts):
             one, another = (", ".join(f.readouts) or "none" for f in (first, frame))
             raise ValueError(f"all frames must have the same readouts: one has {one}, another {another}")
-    table = {
-        piece: place for place, piece in enumerate(dict.fromkeys(piece for frame in frames for piece in frame.picture))
-    }
-    packed = [
-        {
-            "p": _runs([table[piece] for piece in frame.picture]),
-            "f": frame.finding,
-            "v": list(frame.readouts.values()),
-            "b": dict(frame.best),
-            "r": frame.remark,
-        }
-        for frame in frames
-    ]
-    packed = [{key: value for key, value in frame.items() if value} for frame in packed]
+    table: dict[str, int] = {}
+    packed = []
+    for frame in frames:
+        places = [table.setdefault(piece, len(table)) for piece in frame.figure]
+        values = list(frame.readouts.values())
+        kept = {"p": _runs(places), "f": frame.finding, "v": values, "b": dict(frame.best), "r": frame.remark}
+        packed.append({key: value for key, value in kept.items() if value})
     return {"table": list(table), "readouts": list(first.readouts), "meaning": first.meaning, "frames": packed}
 
 

@@ -77,25 +77,21 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
     options = {"local_files_only": True, "trust_remote_code": False}
     with _quiet(), _loading_explained(name):
         config = AutoConfig.from_pretrained(name, **options)
-        if getattr(config, "quantization_config", None):
-            raise AlreadyQuantized(
-                f"{name!r} is already quantized: give load_model the float model it was made from, or open this one "
-                "with load_quantized."
-            )
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{name!r} is already quantized: give load_model the float model it was made from, or open this one "
+            "with load_quantized."
+        )
+    dtype = torch.float32 if device.type == "cpu" else "auto"
+    with _quiet(), _loading_explained(name):
         tokenizer = _load_tokenizer(name, options)
         model, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
+            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     if report["missing_keys"]:
         absent = sorted(report["missing_keys"])
-        raise FetchError(
-            f"{name!r} lacks {len(absent)} of its weights, {absent[0]} among them: save or download it again."
-        )
+        lacks = f"{len(absent)} of its weights, {absent[0]} among them"
+        raise FetchError(f"{name!r} lacks {lacks}: save or download it again.")
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
@@ -103,13 +99,8 @@ def _load_tokenizer(name: str, options: dict[str, bool]) -> PreTrainedTokenizerB
     try:
         return AutoTokenizer.from_pretrained(name, **options)
     except ValueError as error:  # transformers' word for files that are not there
-        raise FetchError(
-            f"{name!r} has no tokenizer that can be read ({_first_line(error)}): download it again."
-        ) from error
-
-
-class AlreadyQuantized(ValueError):
-    """The weights are codes, and what was asked for are floats."""
+        said = _first_line(error)
+        raise FetchError(f"{name!r} has no tokenizer that can be read ({said}): download it again.") from error
 
 
 def _require_parts(folder: Path) -> None:
@@ -166,8 +157,8 @@ def _weights_on_hub(name: str) -> dict[str, int]:
             f"reached ({type(error).__name__}): connect to the internet, or name a folder, 'SmolLM2-135M-Instruct' or "
             "'stories15M'."
         ) from error
-    weights = {file.rfilename: file.size or 0 for file in info.siblings if fnmatch(file.rfilename, WEIGHTS)}
-    weights = {file: size for file, size in weights.items() if "/" not in file}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    weights = {file: size for file, size in sizes.items() if fnmatch(file, WEIGHTS) and "/" not in file}
     if not weights:
         raise FetchError(
             f"{name!r} offers no {WEIGHTS} files, and other formats would have to be unpickled, which can run code of a "
@@ -181,12 +172,9 @@ def _loading_explained(name: str) -> Iterator[None]:
     """What transformers raises, in one sentence each; the original stays attached as the cause."""
     try:
         yield
-    except AlreadyQuantized:
-        raise
     except (SafetensorError, RuntimeError) as error:
-        raise FetchError(
-            f"the weight files of {name!r} are damaged or do not fit its config.json: replace them."
-        ) from error
+        said = f"the weight files of {name!r} are damaged or do not fit its config.json: replace them."
+        raise FetchError(said) from error
     except OSError as error:
         raise FetchError(f"{name!r} cannot be loaded, because a part of it is missing: {_first_line(error)}") from error
     except (ValueError, KeyError, ImportError) as error:

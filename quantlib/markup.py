@@ -65,16 +65,11 @@ def _bench(first: Mapping) -> str:
     if "error" in first:
         failed = f'<p class="failed" role="alert">{escape(first["error"])}</p>'
         return f'<div><div class="stage">{failed}</div><dl class="readouts"></dl></div>'
-    pairs = "".join(
-        _readout(name, value, "" if i else first["meaning"]) for i, (name, value) in enumerate(first["readouts"])
-    )
+    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in first["readouts"])
+    if first["meaning"]:  # of the first readout
+        pairs = pairs.replace("<dd>", f'<dd class="{first["meaning"]}">', 1)
     stage = f'<div class="stage" data-finding="{escape(first["finding"])}">{first["picture"]}</div>'
     return f'<div>{stage}<dl class="readouts">{pairs}</dl></div>'
-
-
-def _readout(name: str, value: str, meaning: str) -> str:
-    colour = f' class="{meaning}"' if meaning else ""
-    return f"<div><dt>{escape(name)}</dt><dd{colour}>{escape(value)}</dd></div>"
 
 
 def _caption(words: Mapping[str, str]) -> str:
@@ -100,28 +95,28 @@ def _lean(name: str) -> str:
 
 def control(made: Choice, name: str, at: int) -> str:
     """The control as HTML, at one of its stops. Ids start with @id@, which the page's own name replaces."""
-    about = f' aria-describedby="@id@-{name}-help"' if made.help else ""
+    about, help = "", ""
+    if made.help:
+        about = f' aria-describedby="@id@-{name}-help"'
+        help = f'<p class="try" id="@id@-{name}-help">{escape(made.help)}</p>'
     offer = {"segments": _segments, "select": _select}.get(made.kind, _ruler)
-    return offer(made, name, at, about) + (
-        f'<p class="try" id="@id@-{name}-help">{escape(made.help)}</p>' if made.help else ""
-    )
+    return offer(made, name, at, about) + help
 
 
 def _segments(made: Choice, name: str, at: int, about: str) -> str:
-    radios = (
+    radios = "".join(
         f'<label><input type="radio" name="{name}" value="{i}"{" checked" * (i == at)}>{escape(made.said(i))}</label>'
         for i in range(len(made.values))
     )
-    segments = f'<div class="segments">{"".join(radios)}</div>'
-    return f"<fieldset{about}><legend>{escape(made.label)}</legend>{segments}</fieldset>"
+    return f'<fieldset{about}><legend>{escape(made.label)}</legend><div class="segments">{radios}</div></fieldset>'
 
 
 def _select(made: Choice, name: str, at: int, about: str) -> str:
-    options = (
+    options = "".join(
         f'<option value="{i}"{" selected" * (i == at)}>{escape(made.said(i))}</option>' for i in range(len(made.values))
     )
-    select = f'<select id="@id@-{name}" name="{name}"{about}>{"".join(options)}</select>'
-    return f'<div><label for="@id@-{name}">{escape(made.label)}</label>{select}</div>'
+    label = f'<label for="@id@-{name}">{escape(made.label)}</label>'
+    return f'<div>{label}<select id="@id@-{name}" name="{name}"{about}>{options}</select></div>'
 
 
 def _ruler(made: Choice, name: str, at: int, about: str) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from quantlib.figures import ERROR, EXACT, GRID, HAIR, INK, MUTED, SIZES, comb, new, number
@@ -59,15 +61,16 @@ def microscope(
     ax.set(position=(0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(figure.get_figheight() * 72, 0))  # units, downwards
     ax.axis("off")
     values, rounded = (t.detach().double().numpy() for t in (w, q.dequantize()[0]))
+    steps, points = _per_weight(q, q.scale), _points(q)
     reach = max(np.abs(values).max(), np.abs(rounded).max()) or 1.0
     for line in range(lines):
         part = slice(line * _LINE, (line + 1) * _LINE)
         top = line * (height + _GAP)
-        _weights(ax, top, values[part], rounded[part], _points(q, part), reach, name)
+        _weights(ax, top, values[part], rounded[part], points[:, part], reach, name)
         _codes(ax, top + _BAND, q.codes[0, part].tolist(), code_height)
-        _errors(ax, top + _BAND + code_height, values[part] - rounded[part], _steps(q, part))
-        for place, (name, items) in enumerate(rows.items()):
-            _text_row(ax, top + _BAND + code_height + _TEETH + place * _ROW, name, _share(_words(items), line, lines))
+        _errors(ax, top + _BAND + code_height, (values - rounded)[part] / steps[part])
+        for place, (row, items) in enumerate(rows.items()):
+            _text_row(ax, top + _BAND + code_height + _TEETH + place * _ROW, row, _share(_words(items), line, lines))
     return figure
 
 
@@ -76,102 +79,74 @@ def _columns(count: int = _LINE) -> np.ndarray:
     return _LEFT + (np.arange(count) + 0.5) * _COLUMN * _LINE / count
 
 
-def _steps(q: QuantizedTensor, part: slice) -> np.ndarray:
-    """The grid step of each weight, [32]."""
-    return _per_weight(q, q.scale)[part]
-
-
 def _per_weight(q: QuantizedTensor, values: Tensor) -> np.ndarray:
     """Values of the groups [1, groups] as one a weight, [n]."""
-    columns = q.shape[1]
-    group = q.g_idx.long() if q.g_idx is not None else None
-    spread = values[0, group] if group is not None else values[0].repeat_interleave(columns // values.shape[1])
-    return spread.double().numpy()
+    group = torch.arange(q.shape[1]) * values.shape[1] // q.shape[1] if q.g_idx is None else q.g_idx.long()
+    return values[0, group].double().numpy()
 
 
-def _points(q: QuantizedTensor, part: slice) -> np.ndarray:
-    """The grid points of each weight, [points, 32]; of a fine grid only its two ends."""
+def _points(q: QuantizedTensor) -> np.ndarray:
+    """The grid points of each weight, [points, n]; of a fine grid only its two ends."""
     codes = np.arange(q.grid.qmin, q.grid.qmax + 1)
     codes = codes if len(codes) <= _MOST_POINTS else codes[[0, -1]]
-    zero = 0 if q.zero_point is None else _per_weight(q, q.zero_point)[part]
-    return (codes[:, None] - zero) * _steps(q, part)
+    zero = 0 if q.zero_point is None else _per_weight(q, q.zero_point)
+    return (codes[:, None] - zero) * _per_weight(q, q.scale)
 
 
 def _weights(
     ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, points: np.ndarray, reach: float, name: str
 ) -> None:
     x, middle, unit = _columns(), top + _BAND / 2, (_BAND / 2 - 4) / reach
-    for start, end in _runs(points):
+    cuts = [0, *(np.flatnonzero((np.diff(points) != 0).any(0)) + 1).tolist(), _LINE]
+    for start, end in pairwise(cuts):  # the groups on this line: columns whose points are equal
         left, right = x[start] - _COLUMN * 0.42, x[end - 1] + _COLUMN * 0.42
         _dashes(ax, left, right, middle - np.clip(points[:, start], -reach, reach) * unit, 0.5, alpha=0.6)
     _dashes(ax, x - _COLUMN * 0.42, x + _COLUMN * 0.42, middle - rounded * unit, 2.2)
-    ax.plot([_LEFT, _WIDTH], [middle, middle], color=HAIR, lw=0.7)
+    _middle_line(ax, middle)
     comb(ax, x, middle, middle - values * unit, EXACT, 1.8)
     _name(ax, middle, name, EXACT)
 
 
-def _dashes(
-    ax: Axes,
-    left: np.ndarray | float,
-    right: np.ndarray | float,
-    y: np.ndarray,
-    width: float,
-    color: str = GRID,
-    alpha: float = 1,
-) -> None:
+def _dashes(ax: Axes, left: ArrayLike, right: ArrayLike, y: np.ndarray, lw: float, color: str = GRID, **line) -> None:
     """Level strokes from left to right at y, all in one path."""
     ends = np.stack(np.broadcast_arrays(left, right, np.nan), -1) + 0 * y[:, None]  # [strokes, 3]: NaN lifts the pen
-    ax.plot(ends.ravel(), np.repeat(y, 3), color=color, lw=width, alpha=alpha)
-
-
-def _runs(points: np.ndarray) -> list[tuple[int, int]]:
-    """Where stretches of columns with equal points [points, 32] start and end: the groups on a line."""
-    cuts = [0, *(np.flatnonzero((np.diff(points) != 0).any(0)) + 1).tolist(), points.shape[1]]
-    return list(pairwise(cuts))
+    ax.plot(ends.ravel(), np.repeat(y, 3), color=color, lw=lw, **line)
 
 
 def _codes(ax: Axes, top: float, codes: list[int], height: float) -> None:
     for x, code in zip(_columns(), codes, strict=True):
         said = str(code).replace("-", "\u2212")
-        ax.text(
-            x,
-            top + height / 2,
-            said,
-            color=GRID,
-            size=9,
-            ha="center",
-            va="center",
-            rotation=0 if height == _ROW else 90,
-        )
+        _centred(ax, x, top + height / 2, said, color=GRID, size=9, rotation=0 if height == _ROW else 90)
     _name(ax, top + height / 2, "code", GRID)
 
 
-def _errors(ax: Axes, top: float, errors: np.ndarray, steps: np.ndarray) -> None:
+def _errors(ax: Axes, top: float, errors: np.ndarray) -> None:
     """Errors in steps: half a step is as high as the band allows, what was clipped is cut off there."""
     middle = top + _TEETH / 2
-    ax.plot([_LEFT, _WIDTH], [middle, middle], color=HAIR, lw=0.7)
-    comb(ax, _columns(), middle, middle - np.clip(errors / steps, -0.5, 0.5) * (_TEETH - 4), ERROR, 3)
+    _middle_line(ax, middle)
+    comb(ax, _columns(), middle, middle - np.clip(errors, -0.5, 0.5) * (_TEETH - 4), ERROR, 3)
     _name(ax, middle, "error", ERROR)
 
 
 def _text_row(ax: Axes, top: float, name: str, words: list[str]) -> None:
     """Words under the weights that they hold; a rule above each says how many these are."""
-    if words and len(words) < _LINE:
+    if not words:
+        return
+    x, narrow = _columns(len(words)), len(words) >= _LINE
+    if not narrow:
         half = (_LINE / len(words) - 1) * _COLUMN / 2 + 2
-        _dashes(ax, _columns(len(words)) - half, _columns(len(words)) + half, np.full(len(words), top), 0.7, HAIR)
-    for x, word in zip(_columns(len(words)), words, strict=True):
-        ax.text(
-            x,
-            top + _ROW / 2,
-            word,
-            color=INK,
-            size=9 if len(words) < _LINE else 8.5,
-            ha="center",
-            va="center",
-            family="monospace",
-        )
-    if words:
-        _name(ax, top + _ROW / 2, name, MUTED)
+        _dashes(ax, x - half, x + half, np.full(len(words), top), 0.7, HAIR)
+    for at, word in zip(x, words, strict=True):
+        _centred(ax, at, top + _ROW / 2, word, color=INK, size=8.5 if narrow else 9, family="monospace")
+    _name(ax, top + _ROW / 2, name, MUTED)
+
+
+def _middle_line(ax: Axes, y: float) -> None:
+    ax.plot([_LEFT, _WIDTH], [y, y], color=HAIR, lw=0.7)
+
+
+def _centred(ax: Axes, x: float, y: float, text: str, **words) -> None:
+    ax.text(x, y, text, ha="center", va="center", **words)
 
 
 def _name(ax: Axes, y: float, text: str, colour: str) -> None:
@@ -179,9 +154,9 @@ def _name(ax: Axes, y: float, text: str, colour: str) -> None:
 
 
 def _words(items: bytes | Sequence) -> list[str]:
-    if isinstance(items, (bytes, bytearray)):
+    if isinstance(items, bytes):
         return [f"{byte:02x}" for byte in items]
-    items = items.tolist() if hasattr(items, "tolist") else list(items)
+    items = items.tolist() if hasattr(items, "tolist") else items
     return [
         f"{v & 0xFFFFFFFF:08x}" if isinstance(v, int) else number(v) if isinstance(v, float) else str(v) for v in items
     ]

@@ -1,8 +1,8 @@
 """Progress of a download, shown where a person looks and nowhere else. Start from :func:`show_progress`.
 
-The bars are tqdm's. Ours is the question whether somebody looks: in a notebook that is run by a program (nbval, nbclient,
-the book's build) nothing is shown, so that a page's outputs are the same whether or not it had to download; a log file or
-a pipe gets a line at the start and one at the end.
+The bars are tqdm's. Ours is the question whether somebody looks: in a notebook that is run by a program (nbval,
+nbclient, the book's build) nothing is shown, so that a page's outputs are the same whether or not it had to download; a
+log file or a pipe gets a line at the start and one at the end.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from io import StringIO
@@ -31,6 +31,7 @@ ROOT = f"font-family: {FONT}; stroke-linejoin: round"
 _INITIAL = re.compile(  # what the root or SVG itself already says
     r"stroke-linejoin:round|stroke-linecap:butt|stroke-dashoffset:0|text-anchor:start|font-(style|variant|weight|stretch):normal"
 )
+_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}
 _LONG = re.compile(r"-?\d+\.\d{5,}")
 
 
@@ -48,9 +49,8 @@ class Picture:
 
     def within(self, name: str) -> Picture:
         """The same picture with ids that start with name, so that several can live on one page."""
-        return replace(
-            self, elements=tuple(re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", e) for e in self.elements)
-        )
+        named = (re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", element) for element in self.elements)
+        return replace(self, elements=tuple(named))
 
     def opening(self, alt: str) -> str:
         """The root's opening tag, with the alternative text that the picture is read out as."""
@@ -65,35 +65,34 @@ class Picture:
         return f"{self.opening(alt)}{''.join(self.elements)}</svg>"
 
 
+@mpl.rc_context(_SETTINGS)
 def picture(figure: Figure, colours: Mapping[str, str]) -> Picture:
     """Draw a figure. colours: "#rrggbb" -> name of a CSS variable."""
     raw = StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}):
-        figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None})
     return _rewrite(raw.getvalue(), figure, colours)
 
 
+@mpl.rc_context(_SETTINGS)
 def picture_of(artists: list[Artist], figure: Figure, colours: Mapping[str, str]) -> Picture:
     """Draw only these artists of a figure of 72 dpi whose layout is settled: in milliseconds, not in tens of them."""
     raw = StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}):
-        renderer = RendererSVG(*figure.bbox.size, raw)
-        for artist in sorted(artists, key=Artist.get_zorder):
-            artist.draw(renderer)
-        renderer.finalize()
+    renderer = RendererSVG(*figure.bbox.size, raw)
+    for artist in sorted(artists, key=Artist.get_zorder):
+        artist.draw(renderer)
+    renderer.finalize()
     return _rewrite(raw.getvalue(), figure, colours)
 
 
 def _rewrite(source: str, figure: Figure, colours: Mapping[str, str]) -> Picture:
     width, height = figure.get_size_inches() * 72
-    root = ET.fromstring(source)
-    elements = tuple(_leaves(root, colours))
+    elements = tuple(_leaves(ET.fromstring(source), colours))
     if figure.get_label() == RASTER:
         elements = tuple(re.sub(r"(font-size:[\d.]+px)", r"\1!important", element) for element in elements)
     return Picture((round(width, 1), round(height, 1)), elements)
 
 
-def _leaves(parent: ET.Element, colours: Mapping[str, str]):
+def _leaves(parent: ET.Element, colours: Mapping[str, str]) -> Iterator[str]:
     """What is painted, flat and in order, each definition by itself; groups that say nothing are opened."""
     for element in parent:
         tag = _local(element.tag)
@@ -102,8 +101,7 @@ def _leaves(parent: ET.Element, colours: Mapping[str, str]):
         elif tag == "defs":
             yield from (f"<defs>{text}</defs>" for child in element if (text := _write(child, colours, defined=True)))
         elif tag in ("g", "path", "use", "text", "image"):
-            text = _write(element, colours, defined=False)
-            if text:
+            if text := _write(element, colours, defined=False):
                 yield text
 
 
@@ -123,8 +121,7 @@ def _write(element: ET.Element, colours: Mapping[str, str], defined: bool) -> st
     inside = escape((element.text or "").strip()) + "".join(_write(child, colours, defined) for child in element)
     if tag in ("defs", "g") and not inside:
         return ""
-    values = {name: _value(name, value) for name, value in attributes.items()}
-    said = "".join(f' {name}="{escape(value)}"' for name, value in values.items() if value)
+    said = "".join(f' {n}="{escape(value)}"' for n, v in attributes.items() if (value := _value(n, v)))
     return f"<{tag}{said}>{inside}</{tag}>" if inside else f"<{tag}{said}/>"
 
 

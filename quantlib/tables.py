@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from quantlib.figures import show_captioned
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -41,16 +43,11 @@ def show_table(
 
     Raises ValueError if a row is not as long as the header.
     """
-    from IPython.display import display
-
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row of {len(row)} cells does not fit a header of {len(header)}: {[str(c) for c in row]}")
     about = {"caption": caption, "bars": bars, "wide": wide}
-    data = {"text/html": _html(header, rows), "text/plain": _plain(header, rows)}
-    display(data, metadata={"text/html": {k: v for k, v in about.items() if v}}, raw=True)
-    if caption:  # for notebooks: the book has it from the metadata above, and drops this
-        display({"text/markdown": caption, "text/plain": caption}, metadata={"text/markdown": {"role": "caption"}}, raw=True)
+    show_captioned({"text/html": _html(header, rows), "text/plain": _plain(header, rows)}, about)
 
 
 def _html(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -72,4 +69,4 @@ def _plain(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _columns(text: str) -> int:
     """How many columns of a terminal the text takes."""
-    return sum(1 for c in text if not unicodedata.combining(c))
+    return sum(not unicodedata.combining(c) for c in text)

@@ -17,6 +17,7 @@ view are drawn as far as two seconds reach: no reader waits long for what only a
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -25,6 +26,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import anywidget
@@ -32,7 +34,7 @@ import traitlets
 
 from quantlib import frames, markup
 from quantlib.choices import Choice, choice, steps
-from quantlib.frames import Frame, Shown
+from quantlib.frames import Frame
 
 __all__ = ["Frame", "choice", "explore", "steps"]
 _MOST_FRAMES, _MOST_BYTES = 120, 200_000
@@ -82,17 +84,16 @@ class Explorable(anywidget.AnyWidget):
     setting = traitlets.Dict()
 
     def __init__(self, draw: Callable, name: str, choices: dict[str, Choice], words: dict[str, str]):
-        self._draw, self._choices, self._name, self._words = draw, choices, name, words
-        self._drawn: dict[tuple[int, ...], Shown] = {}
+        self._choices, self._name, self._words = choices, name, words
+        self._shown = functools.cache(lambda at: frames.shown(draw, name, choices, at))
         self._static = ""
-        start = [made.start for made in choices.values()]
-        first = self._message(start)
+        self._start = [made.start for made in choices.values()]
+        first = self._message(self._start)
         html = markup.figure(choices, words, first, {})
-        super().__init__(at=start, setting=frames.values(choices, start), frame=first, html=html)
+        super().__init__(at=self._start, setting=frames.values(choices, self._start), frame=first, html=html)
 
     def __repr__(self) -> str:
-        said = (f"{made.label} {made.said(stop)}" for made, stop in zip(self._choices.values(), self.at, strict=True))
-        return f"Widget {self._name}: {', '.join(said)}"
+        return f"Widget {self._name}: {', '.join(frames.said(self._choices, self.at))}"
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -113,47 +114,34 @@ class Explorable(anywidget.AnyWidget):
                 except Exception as error:
                     told = _told(error, self._choices, at)
                     raise RuntimeError(f"{told}: every setting must draw before the page can be built") from error
-            data = frames.pack([self._drawn[at] for at in every])
-            figure = markup.figure(self._choices, self._words, self._message(self._start()), data)
-            self._static = self._within_budget(markup.page(figure, self._name, script=True))
+            data = frames.pack([self._shown(at) for at in every])
+            figure = markup.figure(self._choices, self._words, self._message(self._start), data)
+            html = markup.page(figure, self._name, script=True)
+            size = len(html.encode())
+            if size > _MOST_BYTES:
+                stops = ", ".join(f"{key} has {len(made.values)}" for key, made in self._choices.items())
+                raise ValueError(
+                    f"the widget {self._name} takes {size / 1e3:.0f} kB with its {len(every)} frames, the budget is "
+                    f"{_MOST_BYTES / 1e3:.0f} kB: offer fewer stops ({stops}) or draw less that differs between frames"
+                )
+            self._static = html
         return self._static
-
-    def _within_budget(self, html: str) -> str:
-        size = len(html.encode())
-        if size > _MOST_BYTES:
-            stops = ", ".join(f"{key} has {len(made.values)}" for key, made in self._choices.items())
-            raise ValueError(
-                f"the widget {self._name} takes {size / 1e3:.0f} kB with its {len(self._drawn)} frames, the budget is "
-                f"{_MOST_BYTES / 1e3:.0f} kB: offer fewer stops ({stops}) or draw less that differs between frames"
-            )
-        return html
 
     def _as_far_as_patience_reaches(self) -> str:
         """The static view for a saved notebook: all frames if they draw quickly, else the first."""
         deadline = time.perf_counter() + _PATIENCE
-        try:
+        with suppress(Exception):  # the reader meets it in its place, live; here one frame is kept
             for at in frames.settings(self._choices):
                 self._shown(at)
                 if time.perf_counter() > deadline:
                     break
             else:
                 return self.static()
-        except Exception:  # the reader meets it in its place, live; here one frame is kept
-            pass
-        return markup.page(markup.still(self._words, self._message(self._start())), self._name, script=False)
-
-    def _start(self) -> tuple[int, ...]:
-        return tuple(made.start for made in self._choices.values())
-
-    def _shown(self, at: Sequence[int]) -> Shown:
-        at = tuple(at)
-        if at not in self._drawn:
-            self._drawn[at] = frames.shown(self._draw, self._name, self._choices, at)
-        return self._drawn[at]
+        return markup.page(markup.still(self._words, self._message(self._start)), self._name, script=False)
 
     def _message(self, at: Sequence[int]) -> dict:
         try:
-            return self._shown(at).message(at)
+            return frames.message(self._shown(tuple(at)), at)
         except Exception as error:
             return {"at": list(at), "error": _told(error, self._choices, at)}
 

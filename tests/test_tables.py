@@ -8,7 +8,7 @@ from quantlib.tables import exact, off_scale, show_table
 @pytest.fixture
 def shown(monkeypatch):
     calls = []
-    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: calls.append((data, metadata)))
+    monkeypatch.setattr("quantlib.figures.display", lambda data, metadata, raw: calls.append((data, metadata)))
     return calls
 
 

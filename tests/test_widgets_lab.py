@@ -12,7 +12,7 @@ from book_tools import CHROMIUM, chromium, jupyterlab
 CELLS = (
     "import sys; sys.path.insert(0, {tests!r})\nimport widget_example\nwidget = widget_example.rounding(fails_at=3)\nwidget",
     "walk = widget_example.walk()\nwalk",
-    "from quantlib.plots import new, show\nshow(new('text')[0], alt='An empty figure of the house size.', caption='Nothing, *drawn* [in blue]{{.exact}}.')",
+    "from quantlib.figures import new, show\nshow(new('text')[0], alt='An empty figure of the house size.', caption='Nothing, *drawn* [in blue]{{.exact}}.')",
     "widget.setting = {{'bits': 5, 'per': 'matrix'}}",
     "print('kernel has', widget.setting)",
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantlib.plots import ERROR, EXACT, GRID, Stage, axes, comb, new, number
+from quantlib.figures import ERROR, EXACT, GRID, Stage, axes, comb, new, number
 from quantlib.widgets import Frame, choice, explore, steps
 
 WEIGHTS = np.random.default_rng(0).normal(size=64) / 4

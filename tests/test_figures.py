@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from quantlib import figures, plots, svg
-from quantlib.plots import (
+from quantlib import figures, svg
+from quantlib.figures import (
     ERROR,
     EXACT,
     GRID,
@@ -33,7 +33,7 @@ from quantlib.plots import (
 
 ALT = "The error falls by 6 dB for each further bit."
 EXAMPLE = """
-from quantlib.plots import *
+from quantlib.figures import *
 figure, (a, b) = new("text", 2, 1, sharex=True)
 comb(a, [1, 2, 3], 0, [3, 2, 1])
 label(a, 2, 2, "two & <three>\\nlines", EXACT)
@@ -174,7 +174,7 @@ def test_numbers_for_people(x, unit, words):
 def displayed(monkeypatch):
     """What show hands to the notebook: (data, metadata) of each output."""
     outputs = []
-    monkeypatch.setattr(plots, "display", lambda data, metadata, raw: outputs.append((data, metadata)))
+    monkeypatch.setattr(figures, "display", lambda data, metadata, raw: outputs.append((data, metadata)))
     return outputs
 
 
