@@ -32,7 +32,7 @@ class Claim:
     words: str
 
 
-def size(count: float) -> str:
+def gigabytes(count: float) -> str:
     """Bytes in words: "3.89 GB", and "126 MB" below a gigabyte."""
     return f"{count / 1e9:.2f}{THIN}GB" if count >= 1e9 else f"{count / 1e6:.0f}{THIN}MB"
 
@@ -47,7 +47,7 @@ def stacked(headline: str, before: Part, after: Sequence[Part], claim: Claim) ->
         return f"{100 * count / before.size:.3g}%"
 
     bar = "\n".join(f'<span class="{part.meaning}" style="--w:{share(part.size)}"></span>' for part in after)
-    keys = "\n".join(f'<li style="--k:{_KEYS[p.meaning]}">{escape(p.words)} {size(p.size)}</li>' for p in after)
+    keys = "\n".join(f'<li style="--k:{_KEYS[p.meaning]}">{escape(p.words)} {gigabytes(p.size)}</li>' for p in after)
     return f"""<div class="bytes">
 <p class="big">{headline}</p>
 <p class="label">16 bits</p>

@@ -77,6 +77,14 @@ def axes(ax: Axes, x: str = "", y: str = "", *, unit: str = "", xunit: str = "")
             axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
 
 
+def ticks(ax: Axes, *, x: Sequence[float] = (), y: Sequence[float] = ()) -> None:
+    """Ticks at these values and nowhere between, in plain digits where matplotlib writes powers: 0.01, 1, 1,000."""
+    ax.minorticks_off()
+    for axis, values in ((ax.xaxis, x), (ax.yaxis, y)):
+        if len(values):
+            axis.set_ticks(values, [f"{value:,}" for value in values])
+
+
 def label(
     ax: Axes, x: float, y: float, text: str, color: str = INK, *, dx: float = 6, dy: float = 0, **words
 ) -> Annotation:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from quantlib.bars import Claim, Part, size, stacked
+from quantlib.bars import Claim, Part, gigabytes, stacked
 
 
 def test_every_bar_has_its_share_of_the_whole():
@@ -27,4 +27,4 @@ def test_every_bar_has_its_share_of_the_whole():
     ("count", "words"), [(13_476_831_232, "13.48\u2009GB"), (126_000_000, "126\u2009MB"), (1e9, "1.00\u2009GB")]
 )
 def test_bytes_in_words(count, words):
-    assert size(count) == words
+    assert gigabytes(count) == words
