@@ -37,21 +37,22 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f}{THIN}GB" if count >= 1e9 else f"{count / 1e6:.0f}{THIN}MB"
 
 
-def stacked(headline: str, before: Part, after: Sequence[Part], claim: Claim) -> str:
-    """Two bars on one scale, before and after, with a bracket for the claim and the keys of what the second is made of.
+def stacked(headline: str, full: float, after: Sequence[Part], claim: Claim) -> str:
+    """Two bars on one scale, all of it in 16 bits and what comes after, with a bracket for the claim and keys.
 
-    headline is HTML: words of a meaning stand in <span class="exact">, "grid" or "error".
+    headline  HTML: words of a meaning stand in <span class="exact">, "grid" or "error"
+    full      bytes of all of it in 16 bits
     """
 
     def share(count: float) -> str:
-        return f"{100 * count / before.size:.3g}%"
+        return f"{100 * count / full:.3g}%"
 
     bar = "\n".join(f'<span class="{part.meaning}" style="--w:{share(part.size)}"></span>' for part in after)
     keys = "\n".join(f'<li style="--k:{_KEYS[p.meaning]}">{escape(p.words)} {gigabytes(p.size)}</li>' for p in after)
     return f"""<div class="bytes">
 <p class="big">{headline}</p>
 <p class="label">16 bits</p>
-<div class="stack"><span class="{before.meaning}" style="--w:100%"></span></div>
+<div class="stack"><span class="kept" style="--w:100%"></span></div>
 <p class="label" style="margin-top:1rem">Quantized</p>
 <div class="stack">
 {bar}

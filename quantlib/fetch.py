@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
 from quantlib.progress import megabytes, show_message, show_progress
 
 ATTEMPTS = 3  # a damaged download is repeated, then given up
@@ -73,16 +76,12 @@ class CacheEntry:
 
 
 def cache_folder() -> Path:
-    """Where files are kept: QUANTLIB_CACHE, else a folder in XDG_CACHE_HOME, else in the system's own cache folder.
+    """Where files are kept, if it exists yet: QUANTLIB_CACHE, else quantization-lessons in the user's cache folder.
 
-    That is ~/.cache/quantization-lessons on Linux. The folder may not exist yet.
+    That is the one in XDG_CACHE_HOME, else ~/.cache on Linux.
     """
     if chosen := os.environ.get("QUANTLIB_CACHE"):
         return Path(chosen).expanduser().absolute()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser().absolute() / "quantization-lessons"
-    from platformdirs import user_cache_path
-
     return user_cache_path("quantization-lessons", appauthor=False)
 
 
@@ -162,8 +161,6 @@ def _download_whole(package: Package, staging: Path, folder: Path) -> None:
 
 @contextmanager
 def _only_one_process(package: Package, folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
     lock = FileLock(folder / f".{package.name}.lock")
     try:
         held = lock.acquire(timeout=0)

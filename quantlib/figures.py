@@ -29,12 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from quantlib import svg
-from quantlib.svg import Picture
+from quantlib.svg import ERROR, EXACT, GRID, HAIR, INK, MUTED, Picture, picture, picture_of
 
-EXACT, GRID, ERROR = "#2a7cec", "#e0621a", "#ac4f9c"
-INK, MUTED, HAIR = "#777677", "#767776", "#8a8987"  # three greys that differ, so that each becomes its own variable
-VARIABLES = {EXACT: "--exact", GRID: "--grid", ERROR: "--error", INK: "--ink", MUTED: "--muted", HAIR: "--rule"}
 SIZES = {"text": (6.0, 3.1), "wide": (8.7, 3.1), "margin": (2.4, 1.9)}  # inches; an inch is 72 units of the SVG
 # fmt: off
 STYLE = {
@@ -126,11 +122,6 @@ def number(x: float, unit: str = "", digits: int = 3) -> str:
     return f"{text}{unit}".rstrip(THIN).replace("-", MINUS)
 
 
-def picture(figure: Figure) -> Picture:
-    """A figure as SVG in the house colours."""
-    return svg.picture(figure, VARIABLES)
-
-
 def show(figure: Figure | Picture, *, alt: str, caption: str = "", columns: Sequence[tuple[str, str]] = ()) -> None:
     """Show a figure on a page: one SVG for light and dark, with its alternative text and caption.
 
@@ -193,7 +184,7 @@ class Stage:
 
     def picture(self) -> Picture:
         """The axes and what was added to them so far."""
-        return svg.picture_of(self._added(), self.figure, VARIABLES).over(self._still)
+        return picture_of(self._added(), self.figure).over(self._still)
 
     def _added(self) -> list[Artist]:
         return [artist for ax in self.figure.axes for artist in ax.get_children() if id(artist) not in self._kept]

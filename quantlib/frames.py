@@ -15,16 +15,15 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from quantlib import figures
 from quantlib.choices import Choice
-from quantlib.svg import Picture
+from quantlib.svg import Picture, picture
 
 
 @dataclass(frozen=True)
 class Frame:
     """What one setting shows.
 
-    figure    a matplotlib Figure, the Picture of a `Stage`, or HTML (a table, bars) as a string
+    figure    a matplotlib Figure, the Picture of a `Stage`, or HTML (a table, bars) as a string; once drawn, pieces of it
     finding   what is to be seen, in words with numbers: the alternative text of the figure, read out after each change
     readouts  name -> number with unit, up to four, the same names in every frame
     meaning   "exact", "grid" or "error": the colour of the first readout
@@ -32,7 +31,7 @@ class Frame:
     remark    a line under the controls
     """
 
-    figure: Figure | Picture | str
+    figure: Figure | Picture | str | tuple[str, ...]
     finding: str = ""
     readouts: Mapping[str, str] = field(default_factory=dict)
     meaning: str = ""
@@ -76,11 +75,8 @@ def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence
     if not isinstance(frame, Frame):
         frame = Frame(frame)
     finding = " ".join(frame.finding.split()) or ", ".join(said(choices, at))
-    unknown = [choice for choice in frame.best if choice not in choices]
-    if unknown:
-        raise ValueError(
-            f"best names {unknown[0]!r}, which is no choice of this widget: use one of {', '.join(choices)}"
-        )
+    for choice in frame.best.keys() - choices.keys():
+        raise ValueError(f"best names {choice!r}, which is no choice of this widget: use one of {', '.join(choices)}")
     best = {choice: choices[choice].stop(value) for choice, value in frame.best.items()}
     return replace(frame, figure=_pieces(frame.figure, name, choices, at), finding=finding, best=best)
 
@@ -90,7 +86,7 @@ def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequen
     if isinstance(figure, Figure):
         if "matplotlib.pyplot" in sys.modules:  # else a notebook shows pyplot's figures a second time
             sys.modules["matplotlib.pyplot"].close(figure)
-        figure = figures.picture(figure)
+        figure = picture(figure)
     if isinstance(figure, Picture):  # where a thing lies differs between frames, how it looks hardly ever: cut between
         cuts = (re.split("(?= clip-path=| style=|;stroke:)", element) for element in figure.within(name).elements)
         return figure.opening(""), *itertools.chain.from_iterable(cuts), "</svg>"
@@ -126,10 +122,6 @@ def pack(frames: Sequence[Frame]) -> dict:
 
 def _runs(places: list[int]) -> str:
     """[0, 1, 2, 7] -> "0-2 7"."""
-    runs: list[list[int]] = []
-    for place in places:
-        if runs and place == runs[-1][1] + 1:
-            runs[-1][1] = place
-        else:
-            runs.append([place, place])
-    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+    runs = itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(pairs) for _, pairs in runs)]
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in ends)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import httpx
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub import utils as hub_utils
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,15 +103,11 @@ def _load_tokenizer(name: str, options: dict[str, bool]) -> PreTrainedTokenizerB
 
 
 def _require_parts(folder: Path) -> None:
-    parts = {
-        "config.json": ["config.json"],
-        "*.safetensors": ["*.safetensors"],
-        "tokenizer.json": ["tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"],
-    }
-    for part, patterns in parts.items():
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    for patterns in (("config.json",), ("*.safetensors",), tokenizers):
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             raise FetchError(
-                f"the folder {str(folder)!r} holds no {part}: write it with model.save_pretrained(folder) and "
+                f"the folder {str(folder)!r} holds no {patterns[0]}: write it with model.save_pretrained(folder) and "
                 "tokenizer.save_pretrained(folder)."
             )
 
@@ -122,7 +117,7 @@ def _download(name: str) -> None:
     weights = _weights_on_hub(name)
     show_message(f"{name}: {megabytes(sum(weights.values()))} to download from the Hugging Face hub")
     try:
-        with _quiet():
+        with nullcontext() if can_redraw() else _quiet():  # no bar that nobody could see move
             huggingface_hub.snapshot_download(name, allow_patterns=[*PARTS, *weights], ignore_patterns="*/*")
     except GatedRepoError:  # what such a model consists of is public, its files are not
         raise _gated(name) from None
@@ -190,18 +185,13 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar for weights that are read from the disk, and none for downloads where nobody could see it move."""
+    """No bar, transformers' or the hub's, and no warning; what was chosen before is chosen again afterwards."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    hide_downloads = not can_redraw() and not hub_utils.are_progress_bars_disabled()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if hide_downloads:
-        hub_utils.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-        if hide_downloads:
-            hub_utils.enable_progress_bars()

@@ -20,7 +20,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-LLAMA2C_HEADER = struct.Struct("<7i")  # dim, hidden dim, layers, heads, key/value heads, vocabulary, longest text
+GGUF_SIZES = {  # LlamaConfig's name → GGUF's, in the order of llama2.c's header
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+}
+LLAMA2C_HEADER = struct.Struct("<7i")
 FIRST_PIECE = 259  # llama2.c's vocabulary: unknown, begin, end, the 256 bytes, then the pieces
 
 
@@ -39,13 +48,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         raise ValueError(f"path={str(path)!r} holds {kind}, not ('llama', 'smollm'): give it to transformers instead")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = LlamaConfig(
-        vocab_size=facts["llama.vocab_size"],
-        hidden_size=facts["llama.embedding_length"],
-        intermediate_size=facts["llama.feed_forward_length"],
-        num_hidden_layers=facts["llama.block_count"],
-        num_attention_heads=facts["llama.attention.head_count"],
-        num_key_value_heads=facts["llama.attention.head_count_kv"],
-        max_position_embeddings=facts["llama.context_length"],
+        **{size: facts[f"llama.{name}"] for size, name in GGUF_SIZES.items()},
         rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
         rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
         tie_word_embeddings="output.weight" not in tensors,
@@ -66,24 +69,20 @@ def read_llama2c(model_path: Path, tokenizer_path: Path) -> tuple[LlamaForCausal
     Raises ValueError if the model file's length is not what its header announces.
     """
     with open(model_path, "rb") as stream:
-        dim, hidden, layers, heads, kv_heads, vocab, longest = LLAMA2C_HEADER.unpack(stream.read(LLAMA2C_HEADER.size))
+        sizes = dict(zip(GGUF_SIZES, LLAMA2C_HEADER.unpack(stream.read(LLAMA2C_HEADER.size)), strict=True))
     values = np.fromfile(model_path, dtype="<f4", offset=LLAMA2C_HEADER.size)
+    vocab = sizes["vocab_size"]
     config = LlamaConfig(
-        vocab_size=abs(vocab),
-        hidden_size=dim,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=longest,
+        **sizes | {"vocab_size": abs(vocab)},
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=vocab > 0,  # a negative size announces a head of its own, which llama2.c puts last
         bos_token_id=1,
         eos_token_id=2,
     )
-    weights = _split_llama2c(torch.from_numpy(values), config, model_path)
-    return _filled(_without_weights(config), weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
+    model = _without_weights(config)
+    weights = _split_llama2c(torch.from_numpy(values), model, model_path)
+    return _filled(model, weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
 
 
 def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
@@ -145,37 +144,25 @@ def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
     )
 
 
-def _split_llama2c(values: Tensor, config: LlamaConfig, path: Path) -> dict[str, Tensor]:
+def _split_llama2c(values: Tensor, model: LlamaForCausalLM, path: Path) -> dict[str, Tensor]:
     """llama2.c writes one kind of matrix after another, each for all layers, and RoPE's tables at the end."""
-    dim, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    kv_dim = dim // config.num_attention_heads * config.num_key_value_heads
-    per_layer = {
-        "input_layernorm": (dim,),
-        "self_attn.q_proj": (dim, dim),
-        "self_attn.k_proj": (kv_dim, dim),
-        "self_attn.v_proj": (kv_dim, dim),
-        "self_attn.o_proj": (dim, dim),
-        "post_attention_layernorm": (dim,),
-        "mlp.gate_proj": (hidden, dim),
-        "mlp.down_proj": (dim, hidden),
-        "mlp.up_proj": (hidden, dim),
-    }
-    shapes = {"model.embed_tokens.weight": (config.vocab_size, dim)}
-    for part, shape in per_layer.items():
-        shapes |= {f"model.layers.{layer}.{part}.weight": shape for layer in range(layers)}
-    shapes["model.norm.weight"] = (dim,)
-    tables = {"cosines": (config.max_position_embeddings, config.head_dim // 2)}
-    tables["sines"] = tables["cosines"]
-    head = {} if config.tie_word_embeddings else {"lm_head.weight": shapes["model.embed_tokens.weight"]}
-    shapes |= tables | head
-    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    parts = (
+        "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj",
+    )  # fmt: skip
+    config, shapes = model.config, {name: weight.shape for name, weight in model.state_dict().items()}
+    layers = [f"model.layers.{layer}.{part}.weight" for part in parts for layer in range(config.num_hidden_layers)]
+    names = ["model.embed_tokens.weight", *layers, "model.norm.weight", "cosines", "sines"]
+    names += [] if config.tie_word_embeddings else ["lm_head.weight"]
+    table = torch.Size([config.max_position_embeddings, config.head_dim // 2])
+    sizes = [shapes.get(name, table).numel() for name in names]
     if sum(sizes) != len(values):
         raise ValueError(
             f"path={str(path)!r} holds {len(values)} weights and its header announces {sum(sizes)}: fetch it again"
         )
-    pieces = zip(shapes.items(), values.split(sizes), strict=True)
+    pieces = zip(names, values.split(sizes), strict=True)
     # clone: views of one buffer would keep the whole file alive and make safetensors take every weight for a shared one
-    return {name: piece.reshape(shape).clone() for (name, shape), piece in pieces if name not in tables}
+    return {name: piece.reshape(shapes[name]).clone() for name, piece in pieces if name in shapes}
 
 
 def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from io import StringIO
@@ -21,6 +21,9 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 
+EXACT, GRID, ERROR = "#2a7cec", "#e0621a", "#ac4f9c"
+INK, MUTED, HAIR = "#777677", "#767776", "#8a8987"  # three greys that differ, so that each becomes its own variable
+VARIABLES = {EXACT: "--exact", GRID: "--grid", ERROR: "--error", INK: "--ink", MUTED: "--muted", HAIR: "--rule"}
 FONT = "var(--sans, system-ui, sans-serif)"
 MONO = "var(--mono, ui-monospace, monospace)"
 # On a screen, for a unit of the SVG: words of 9 units stand at 13 pixels where no page sets a width.
@@ -66,59 +69,59 @@ class Picture:
 
 
 @mpl.rc_context(_SETTINGS)
-def picture(figure: Figure, colours: Mapping[str, str]) -> Picture:
-    """Draw a figure. colours: "#rrggbb" -> name of a CSS variable."""
+def picture(figure: Figure) -> Picture:
+    """A figure as SVG in the house colours."""
     raw = StringIO()
     figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None})
-    return _rewrite(raw.getvalue(), figure, colours)
+    return _rewrite(raw.getvalue(), figure)
 
 
 @mpl.rc_context(_SETTINGS)
-def picture_of(artists: list[Artist], figure: Figure, colours: Mapping[str, str]) -> Picture:
+def picture_of(artists: list[Artist], figure: Figure) -> Picture:
     """Draw only these artists of a figure of 72 dpi whose layout is settled: in milliseconds, not in tens of them."""
     raw = StringIO()
     renderer = RendererSVG(*figure.bbox.size, raw)
     for artist in sorted(artists, key=Artist.get_zorder):
         artist.draw(renderer)
     renderer.finalize()
-    return _rewrite(raw.getvalue(), figure, colours)
+    return _rewrite(raw.getvalue(), figure)
 
 
-def _rewrite(source: str, figure: Figure, colours: Mapping[str, str]) -> Picture:
+def _rewrite(source: str, figure: Figure) -> Picture:
     width, height = figure.get_size_inches() * 72
-    elements = tuple(_leaves(ET.fromstring(source), colours))
+    elements = tuple(_leaves(ET.fromstring(source)))
     if figure.get_label() == RASTER:
         elements = tuple(re.sub(r"(font-size:[\d.]+px)", r"\1!important", element) for element in elements)
     return Picture((round(width, 1), round(height, 1)), elements)
 
 
-def _leaves(parent: ET.Element, colours: Mapping[str, str]) -> Iterator[str]:
+def _leaves(parent: ET.Element) -> Iterator[str]:
     """What is painted, flat and in order, each definition by itself; groups that say nothing are opened."""
     for element in parent:
         tag = _local(element.tag)
         if tag == "g" and not set(element.keys()) - {"id"}:
-            yield from _leaves(element, colours)
+            yield from _leaves(element)
         elif tag == "defs":
-            yield from (f"<defs>{text}</defs>" for child in element if (text := _write(child, colours, defined=True)))
+            yield from (f"<defs>{text}</defs>" for child in element if (text := _write(child, defined=True)))
         elif tag in ("g", "path", "use", "text", "image"):
-            if text := _write(element, colours, defined=False):
+            if text := _write(element, defined=False):
                 yield text
 
 
-def _write(element: ET.Element, colours: Mapping[str, str], defined: bool) -> str:
+def _write(element: ET.Element, defined: bool) -> str:
     """One element and what it holds; "" if nothing of it would show."""
     tag = _local(element.tag)
     if tag in ("style", "metadata"):
         return ""
     attributes = {_local(name): value for name, value in element.items()}
-    style = _style(attributes.pop("style", ""), colours)
+    style = _style(attributes.pop("style", ""))
     if style == "fill:none" and not defined:
         return ""
     if not defined and tag != "clipPath":
         attributes.pop("id", None)
     if style:
         attributes["style"] = style
-    inside = escape((element.text or "").strip()) + "".join(_write(child, colours, defined) for child in element)
+    inside = escape((element.text or "").strip()) + "".join(_write(child, defined) for child in element)
     if tag in ("defs", "g") and not inside:
         return ""
     said = "".join(f' {n}="{escape(value)}"' for n, v in attributes.items() if (value := _value(n, v)))
@@ -135,11 +138,11 @@ def _value(name: str, value: str) -> str:
     return value
 
 
-def _style(style: str, colours: Mapping[str, str]) -> str:
+def _style(style: str) -> str:
     said = (re.sub(r"\s*:\s*", ":", part.strip()) for part in style.split(";"))
     style = ";".join(filter(None, (_font(part) for part in said if not _INITIAL.fullmatch(part))))
     style = _LONG.sub(lambda m: f"{float(m[0]):.4f}", style)
-    for colour, variable in colours.items():
+    for colour, variable in VARIABLES.items():
         style = style.replace(colour, f"var({variable},{colour})")
     return style
 

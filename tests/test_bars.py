@@ -10,7 +10,7 @@ from quantlib.bars import Claim, Part, gigabytes, stacked
 def test_every_bar_has_its_share_of_the_whole():
     html = stacked(
         "half",
-        Part("all", 8e9, "kept"),
+        8e9,
         [Part("codes", 2e9, "codes"), Part("scales & zeros", 1e9, "scales")],
         Claim(1e9, 2e9, "“4–8 times”"),
     )

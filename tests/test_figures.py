@@ -67,7 +67,7 @@ def test_the_svg_is_lean_and_takes_the_pages_colours_and_font():
     assert root.get("viewBox") == "0 0 432 223.2"
     assert (root.get("role"), root.get("aria-label")) == ("img", ALT)
     assert "var(--sans" in root.get("style")
-    for colour, variable in figures.VARIABLES.items():
+    for colour, variable in svg.VARIABLES.items():
         assert f"var({variable},{colour})" in text or colour == INK, "each house colour is a variable with a fallback"
     outside = re.sub(r"var\(--\w+,#\w{6}\)", "", text)
     assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r"base64,[^\"]*", "", outside)), "no other colour"
