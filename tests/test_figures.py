@@ -29,6 +29,7 @@ from quantlib.figures import (
     number,
     picture,
     show,
+    ticks,
 )
 
 ALT = "The error falls by 6 dB for each further bit."
@@ -150,6 +151,15 @@ def test_axes_have_names_units_and_true_minus_signs_and_keep_words():
     text = picture(figure).svg(ALT)
     for word in ("weight", "share (%)", ">low<", ">high<", "\u22122<"):
         assert word in text
+
+
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
+    figure, ax = new("text")
+    ax.set(xscale="log", yscale="log", xlim=(0.005, 20), ylim=(0.5, 20000))
+    ticks(ax, x=[0.01, 1], y=[1, 10_000])
+    axes(ax, x="time", y="tokens")
+    said = re.findall(r">([^<>]+)</text>", picture(figure).svg(ALT))
+    assert sorted(said) == sorted(["0.01", "1", "1", "10,000", "time", "tokens"])
 
 
 def test_a_comb_is_one_path():
