@@ -114,13 +114,18 @@ def _require_parts(folder: Path) -> None:
 
 def _download(name: str) -> None:
     """Brings the parts that `_load` reads into the hub's own cache, where an interrupted download is resumed."""
-    weights = _weights_on_hub(name)
-    show_message(f"{name}: {megabytes(sum(weights.values()))} to download from the Hugging Face hub")
     try:
+        weights = _weights_on_hub(name)
+        show_message(f"{name}: {megabytes(sum(weights.values()))} to download from the Hugging Face hub")
         with nullcontext() if can_redraw() else _quiet():  # no bar that nobody could see move
             huggingface_hub.snapshot_download(name, allow_patterns=[*PARTS, *weights], ignore_patterns="*/*")
-    except GatedRepoError:  # what such a model consists of is public, its files are not
-        raise _gated(name) from None
+    except FetchError:
+        raise
+    except GatedRepoError:  # what such a model consists of may be public, its files are not
+        raise FetchError(
+            f"{name!r} is given only to those who accept its licence: do so on https://huggingface.co/{name}, then run "
+            "`hf auth login`."
+        ) from None
     except (OSError, httpx.HTTPError) as error:
         raise FetchError(
             f"the download of {name!r} from the Hugging Face hub broke off ({_first_line(error)}): run this again, and it "
@@ -128,19 +133,12 @@ def _download(name: str) -> None:
         ) from error
 
 
-def _gated(name: str) -> FetchError:
-    return FetchError(
-        f"{name!r} is given only to those who accept its licence: do so on https://huggingface.co/{name}, then run "
-        "`hf auth login`."
-    )
-
-
 def _weights_on_hub(name: str) -> dict[str, int]:
     """{file: bytes} of the weights; asked for first because it answers at once where a download would retry for long."""
     try:
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=HUB_SECONDS)
     except GatedRepoError:
-        raise _gated(name) from None
+        raise
     except RepositoryNotFoundError:
         raise FetchError(
             f"{name!r} is not a model on the Hugging Face hub, or a private one: check the spelling (owner/model), or run "

@@ -26,7 +26,7 @@ def figure(choices: Mapping[str, Choice], words: Mapping[str, str], first: Mappi
     """The widget at its first setting.
 
     words  title, question and caption, with *emphasis*, `code` and [coloured words]{.exact}
-    first  the message of that setting, as `Shown.message` gives it, or its error
+    first  the message of that setting, as `frames.message` gives it, or its error
     data   what the script needs besides: all frames for a page, nothing for a notebook
     """
     said = (("h3", words["title"]), ("p", words["question"]))

