@@ -97,7 +97,7 @@ def rotate_half_order(weight: Tensor, heads: int) -> Tensor:
 
 
 class _Reader(GGUFReader):
-    """The gguf package's, three times as fast: it slices its data 400,000 times, and slicing a memmap is slow."""
+    """The gguf package's, three times as fast: it slices its data for every token, and slicing a memmap is slow."""
 
     data = property(lambda self: self._data, lambda self, mapped: setattr(self, "_data", mapped.view(np.ndarray)))
 
