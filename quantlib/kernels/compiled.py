@@ -2,10 +2,10 @@
 
 Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
-`python -m quantlib.kernels.compiled` compiles compiled.cpp and compiled_digits.cpp for this machine, once, with the
-compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is compiled on import and
-nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone even where it was
-built.
+`python -m quantlib.kernels.compiled` compiles compiled.cpp, compiled_digits.cpp and compiled_integers.cpp for this
+machine, once, with the compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.fetch. Nothing is
+compiled on import and nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone
+even where it was built.
 
 The file's name is a hash of the source, the flags, the compiler and the CPU, and the library contains it: what was
 built for another machine, or from another source, is not found, and a file under the wrong name is not loaded.
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from quantlib.fetch import cache_folder
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("compiled", "compiled_digits"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("compiled", "compiled_digits", "compiled_integers"))
 NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
 PRODUCT, ROWS_PRODUCT = struct.Struct("5P8q"), struct.Struct("4P5q")  # as compiled.cpp declares them
@@ -55,6 +55,7 @@ class Library:
     int8_bfloat16: Callable[[bytes], None] | None
     int4_digits: Callable[[bytes], int] | None
     int8_digits: Callable[[bytes], int] | None
+    int8_integers: Callable[[bytes], None]
 
 
 _loaded: dict[tuple[str, ...], Library] = {}
@@ -115,6 +116,7 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
         found[name.replace("_matmul", "")] = _function(functions, name, None)
     for name in ("int4_digits", "int8_digits"):
         found[name] = _function(functions, name, ctypes.c_int)
+    found["int8_integers"] = _function(functions, "int8_integers", None)
     _loaded[flags] = Library(path, **found)
     return _loaded[flags]
 

@@ -3,7 +3,7 @@
 The ladder, from the bottom: `naive` turns the matrix into floats and multiplies; `workspace` does so chunk by chunk in
 a buffer that stays in cache; `int8pack` and `int4pack` are PyTorch's operators, which unpack in registers; `compiled`
 is this package's own C++, where it was built, in floats (quantlib.kernels.compiled) or in integers
-(quantlib.kernels.compiled_digits). For int8 activations there is oneDNN.
+(quantlib.kernels.compiled_digits). The products of int8 activations are in quantlib.kernels.cpu_integers.
 
 Which is fastest depends on the rows of x and on the CPU, so nothing here decides: quantlib.kernels.choose measures.
 Weight-only kernels turn into each other's results at no cost, because all of them read the same bytes.
@@ -11,34 +11,16 @@ Weight-only kernels turn into each other's results at no cost, because all of th
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
 
 from quantlib.kernels import compiled, compiled_digits
-from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales, run_reference
+from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
+from quantlib.kernels.cpu_integers import INT8_KERNELS
 from quantlib.kernels.packed import PackedWeight
+from quantlib.kernels.scratch import CHUNK_BYTES, scratch
 
-CHUNK_BYTES = (
-    2**21
-)  # of the workspace: what a core's second-level cache holds, and enough columns for an efficient product
-
-_scratch = threading.local()
-
-
-def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A buffer of this thread that every call under the same name writes over; fresh memory costs more than the work."""
-    buffers = _scratch.__dict__.setdefault("buffers", {})
-    size = 1
-    for n in shape:
-        size *= n
-    buffer = buffers.get((name, dtype))
-    if buffer is None or buffer.numel() < size:
-        with torch.inference_mode(False):
-            buffer = buffers[name, dtype] = torch.zeros(size, dtype=dtype)
-    return buffer[:size].view(shape)
-
+__all__ = ["INT8_KERNELS", "KERNELS"]
 
 # --- PyTorch's operators
 
@@ -200,43 +182,7 @@ KERNELS = (
     Kernel("compiled", _compiled_refuses, _compiled),
     Kernel("int4pack", _int4pack_refuses, _int4pack),
     Kernel("int8pack", _int8pack_refuses, _int8pack),
-    Kernel("workspace bf16", _workspace_bf16_refuses, lambda x, p: _workspace(x, p, torch.bfloat16)),
-    Kernel("workspace fp32", _workspace_fp32_refuses, lambda x, p: _workspace(x, p, torch.float32)),
+    Kernel("workspace bf16", _workspace_bf16_refuses, lambda x, p: _workspace(x, p, torch.bfloat16), guarded=False),
+    Kernel("workspace fp32", _workspace_fp32_refuses, lambda x, p: _workspace(x, p, torch.float32), guarded=False),
     NAIVE,
 )
-
-
-# --- integer activations
-
-
-def _onednn_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | None:
-    return None if p.layout == "onednn" else f"it reads oneDNN's blocks, not {p.layout}"
-
-
-def _onednn(codes: Tensor, p: PackedWeight) -> Tensor:
-    # u8 with zero point 128: signed activations fall to a reference kernel, thousands of times slower
-    unsigned = codes.view(torch.uint8) ^ 128  # [rows, in]
-    ones = scratch("ones", (p.out_features,), torch.float32).fill_(1)
-    zeros = scratch("zeros", (p.out_features,), torch.int32).zero_()
-    return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, 128, p.data, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-
-
-def _int_mm_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | None:
-    if p.layout != "rows" or p.nibbles:
-        return f"it reads int8 rows, not {p.layout}"
-    return None
-
-
-def _int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
-    # a dimension of size 1 may have any stride, and torch._int_mm multiplies nothing where it is unusual (PyTorch #195066)
-    codes = codes.flatten().view(codes.shape)  # [rows, in]
-    weight = p.data.t() if p.in_features > 1 else p.data.flatten().view(1, -1)  # [in, out]
-    return torch._int_mm(codes, weight).float()  # [rows, out]
-
-
-NAIVE_INT8 = Kernel("naive int8", lambda p, dtype, rows: None, run_reference, guarded=False)
-
-INT8_KERNELS = (Kernel("onednn", _onednn_refuses, _onednn), Kernel("int_mm", _int_mm_refuses, _int_mm), NAIVE_INT8)
-INT8_LAYOUTS = ((INT8_KERNELS[0], "onednn"),)  # what a layer packs for, the fastest first
