@@ -23,6 +23,9 @@
 #if defined(__AVX2__) && !defined(QUANTLIB_PORTABLE)
 #define WIDENING
 #include <immintrin.h>
+#if !defined(__AVX512F__)
+#define BYTE_TABLES
+#endif
 #endif
 #if defined(__AVX512F__) && !defined(QUANTLIB_PORTABLE)
 #define TABLES
@@ -37,10 +40,13 @@ namespace {
 constexpr int LANES = 16, ACCUMULATORS = 24;  // of 32 registers; the others hold weights and x
 constexpr bool UNPACKING_IS_CHEAP = true;
 #else
-constexpr int LANES = 8, ACCUMULATORS = 12;  // of 16, with AVX2
+constexpr int LANES = 8, ACCUMULATORS = 8;  // of 16, with AVX2: unpacking needs the others
 constexpr bool UNPACKING_IS_CHEAP = false;
 #endif
+constexpr int PANEL_V = 2, PANEL_R = 6;  // vectors of a panel and rows of x for each: 12 accumulators
 constexpr int PANEL_BYTES = 16 * 1024;  // half of a first-level cache
+constexpr int FEW_ROWS = 8;             // of x, for which a panel of 4-bit codes does not pay
+constexpr int MANY_ROWS = 12;           // for which turning a panel of 8-bit codes on its side does
 constexpr int TILE_ROWS = 128;          // rows of x that one thread takes at a time
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -69,6 +75,19 @@ struct Tables {  // nibble -> its code
 constexpr Tables CODES;
 #endif
 
+#ifdef BYTE_TABLES
+struct ByteTables {  // nibble -> the two bytes that its code has in bfloat16; twice, because a look-up stays in its half
+    alignas(32) uint8_t low[32] = {}, high[32] = {};
+    constexpr ByteTables() {
+        for (int n = 0; n < 32; n++) {
+            uint32_t bits = __builtin_bit_cast(uint32_t, float(n % 16 - 8));
+            low[n] = bits >> 16, high[n] = bits >> 24;
+        }
+    }
+};
+constexpr ByteTables BYTES;
+#endif
+
 struct Float32 {
     using Number = float;
     using Weights = Floats;  // codes of one column, a lane for each row
@@ -77,6 +96,24 @@ struct Float32 {
     template <int B>
     static void unpack(const uint8_t* bytes, Weights* w) {
         constexpr int HALF = B / 2 / LANES;
+#ifdef BYTE_TABLES
+        // 16 bytes twice: the low nibbles are looked up in one half of a vector and the high ones in the other, and stay
+        // there while their bytes become floats: rows of both come out mixed, until `sort`
+        const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(BYTES.low));
+        const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(BYTES.high));
+        const __m256i upper = _mm256_set1_epi32(0xffff0000);
+        for (int v = 0; v < HALF; v += 2, bytes += 16) {
+            const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+            const __m256i nibbles = _mm256_and_si256(
+                _mm256_srlv_epi32(both, _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0)), _mm256_set1_epi8(15));
+            const __m256i lows = _mm256_shuffle_epi8(low, nibbles), highs = _mm256_shuffle_epi8(high, nibbles);
+            const __m256i first = _mm256_unpacklo_epi8(lows, highs), second = _mm256_unpackhi_epi8(lows, highs);
+            w[v] = (Floats)_mm256_slli_epi32(first, 16);  // rows 0, 2, 4 and 6 of each half, then 1, 3, 5 and 7
+            w[v + HALF] = (Floats)_mm256_and_si256(first, upper);
+            w[v + 1] = (Floats)_mm256_slli_epi32(second, 16);
+            w[v + 1 + HALF] = (Floats)_mm256_and_si256(second, upper);
+        }
+#else
         for (int v = 0; v < HALF; v++, bytes += LANES) {
 #ifdef TABLES
             __m512 codes = _mm512_load_ps(CODES.float32);  // a look-up reads the lowest four bits of its index
@@ -90,6 +127,20 @@ struct Float32 {
             w[v + HALF] = __builtin_convertvector((nibbles >> 4) - 8, Floats);
 #endif
         }
+#endif
+    }
+
+    // what `unpack` mixed, or sums of it, in the order of the rows
+    template <int V>
+    static void sort([[maybe_unused]] Floats* sums) {
+#ifdef BYTE_TABLES
+        for (int v = 0; v < V / 2; v++) {
+            const __m256 even = (__m256)sums[v], odd = (__m256)sums[v + V / 2];
+            const __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+            sums[v] = (Floats)_mm256_permute2f128_ps(a, b, 0x20);
+            sums[v + V / 2] = (Floats)_mm256_permute2f128_ps(a, b, 0x31);
+        }
+#endif
     }
 
     static Floats multiply_add(Floats sum, Weights w, const Number* x) { return sum + w * *x; }
@@ -134,6 +185,9 @@ struct BFloat16 {
         }
     }
 
+    template <int V, class Vector>
+    static void sort(Vector*) {}
+
     static Floats multiply_add(Floats sum, Weights w, const Number* x) {
         int pair;
         std::memcpy(&pair, x, sizeof pair);
@@ -164,69 +218,80 @@ struct BFloat16 {
 template <class Path, int B>
 struct Packed {  // weights that are unpacked when they are read
     const uint8_t* bytes;
+    template <int V>
     void read(int column, typename Path::Weights* w) const {
+        static_assert(V * LANES == B);
         const uint8_t* at = bytes + column * (B / 2);
-        __builtin_prefetch(at + 8192, 0, 2);  // into the second-level cache, two pages on
+        // into the second-level cache, two pages on; once a line, for each request takes a place among those in flight
+        if (column * (B / 2) % 64 == 0) __builtin_prefetch(at + 8192, 0, 2);
         Path::template unpack<B>(at, w);
     }
-};
-
-template <class Path, int B>
-struct Panel {  // weights that were unpacked before
-    const typename Path::Weights* weights;
-    const uint8_t* next;  // the bytes of the panel after this one: they travel while this one is multiplied
-    void read(int column, typename Path::Weights* w) const {
-        __builtin_prefetch(next + column * (B / 2));
-        for (int v = 0; v < B / LANES; v++) w[v] = weights[column / Path::COLUMNS * (B / LANES) + v];
+    template <int V>
+    static void sort(Floats* sums) {
+        Path::template sort<V>(sums);
     }
 };
 
 template <class Path>
-struct Piece {  // some rows of x, some columns of one group, a block's rows of the matrix
+struct Panel {  // weights that were unpacked before, in the order of the rows; of all the vectors of a column some
+    const typename Path::Weights* weights;
+    int vectors;
+    template <int V>
+    void read(int column, typename Path::Weights* w) const {
+        for (int v = 0; v < V; v++) w[v] = weights[column / Path::COLUMNS * vectors + v];
+    }
+    template <int V>
+    static void sort(Floats*) {}
+};
+
+template <class Path>
+struct Piece {  // some rows of x, some columns of one group, some rows of the matrix
     const typename Path::Number* x;  // [rows, columns], rows x_stride apart
     int64_t x_stride;
     int columns;
-    const float *scale, *zero;  // [B]
+    const float *scale, *zero;  // of each row of the matrix
     const float* x_sum;         // Σ x over the group, rows x_sum_stride apart; null where no zero is to be subtracted
     int64_t x_sum_stride;
-    float* sums;  // [rows, B]
+    float* sums;  // [rows, rows of the matrix], rows sums_stride apart
+    int64_t sums_stride;
 };
 
 // sums += scale · (Σ x·code − zero · Σ x), for R rows
-template <class Path, int B, int R, class Source>
+template <class Path, int V, int R, class Source>
 void add_products(Source source, Piece<Path> p) {
-    constexpr int V = B / LANES;
     Floats total[R][V] = {};
     for (int k = 0; k < p.columns; k += Path::COLUMNS) {
         typename Path::Weights w[V];
-        source.read(k, w);
+        source.template read<V>(k, w);
 #pragma GCC unroll 24
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 24
             for (int v = 0; v < V; v++) total[r][v] = Path::multiply_add(total[r][v], w[v], p.x + r * p.x_stride + k);
     }
 #pragma GCC unroll 24
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++) {
+        Source::template sort<V>(total[r]);
 #pragma GCC unroll 24
         for (int v = 0; v < V; v++) {
             Floats t = total[r][v];
             if (p.x_sum) t -= load(p.zero + v * LANES) * p.x_sum[r * p.x_sum_stride];
-            float* to = p.sums + r * B + v * LANES;
+            float* to = p.sums + r * p.sums_stride + v * LANES;
             store(to, load(to) + load(p.scale + v * LANES) * t);
         }
+    }
 }
 
 // the same for any number of rows: R at a time, then the rest
-template <class Path, int B, int R, class Source>
+template <class Path, int V, int R, class Source>
 void add_all_products(Source source, Piece<Path> p, int rows) {
     for (; rows >= R; rows -= R) {
-        add_products<Path, B, R>(source, p);
+        add_products<Path, V, R>(source, p);
         p.x += R * p.x_stride;
-        p.sums += R * B;
+        p.sums += R * p.sums_stride;
         if (p.x_sum) p.x_sum += R * p.x_sum_stride;
     }
     if constexpr (R > 1)
-        if (rows) add_all_products<Path, B, R - 1>(source, p, rows);
+        if (rows) add_all_products<Path, V, R - 1>(source, p, rows);
 }
 
 // --- the whole product
@@ -278,14 +343,19 @@ void multiply_block(const Product<Path>& p, int64_t block, int64_t first_row, in
         columns = std::min<int64_t>(p.group_size - in_group, PANEL_COLUMNS);
         bool subtract_zero = p.zero && in_group == 0;  // once for the whole group
         Piece<Path> piece{p.x + first_row * p.in + k, p.in, int(columns), scale + g * B, zero + g * B,
-                          subtract_zero ? x_sum + first_row * groups + g : nullptr, groups, sums};
-        const uint8_t* bytes = p.data + (block * p.in + k) * (B / 2);
-        if (UNPACKING_IS_CHEAP || rows <= R) {
-            add_all_products<Path, B, R>(Packed<Path, B>{bytes}, piece, rows);
-        } else {
-            for (int c = 0; c < columns; c += Path::COLUMNS)
-                Path::template unpack<B>(bytes + c * (B / 2), panel + c / Path::COLUMNS * V);
-            add_all_products<Path, B, R>(Panel<Path, B>{panel, bytes + columns * (B / 2)}, piece, rows);
+                          subtract_zero ? x_sum + first_row * groups + g : nullptr, groups, sums, B};
+        const Packed<Path, B> packed{p.data + (block * p.in + k) * (B / 2)};
+        if (UNPACKING_IS_CHEAP || rows <= FEW_ROWS) {
+            add_all_products<Path, V, R>(packed, piece, rows);
+            continue;
+        }
+        for (int c = 0; c < columns; c += Path::COLUMNS) {
+            packed.template read<V>(c, panel + c / Path::COLUMNS * V);
+            Path::template sort<V>(panel + c / Path::COLUMNS * V);
+        }
+        for (int v = 0; v < V; v += PANEL_V) {
+            add_all_products<Path, PANEL_V, PANEL_R>(Panel<Path>{panel + v, V}, piece, rows);
+            piece.scale += PANEL_V * LANES, piece.zero += PANEL_V * LANES, piece.sums += PANEL_V * LANES;
         }
     }
     for (int r = 0; r < rows; r++)
@@ -337,6 +407,11 @@ struct RowsProduct {  // 9 fields of 8 bytes, which compiled.py writes one after
     int64_t threads;
 };
 
+template <class Path>
+float scale_of(const RowsProduct<Path>& p, int64_t row) {
+    return p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[row]) : static_cast<const float*>(p.scale)[row];
+}
+
 constexpr int ROWS_OF_W = 4;  // at once: each is a stream from memory of its own, and a number of x serves them all
 
 // some rows of x by W rows of the matrix: R at a time, then the rest
@@ -362,7 +437,8 @@ void multiply_rows(const RowsProduct<Path>& p, int64_t first, int64_t row, int64
         for (; k + N <= p.in; k += N) {
             // the same place some rows on, into the second-level cache: the hardware's own prefetching ends with the page,
             // and so with a row of 4096 codes
-            for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + 2 * W) * p.in + k, 0, 2);
+            if (k % 64 == 0)
+                for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + 2 * W) * p.in + k, 0, 2);
             add(codes + k, p.in, x + k, p.in);
         }
         if (k < p.in) {  // the last columns, with zeros after them: nothing beyond a row is read
@@ -386,22 +462,113 @@ void multiply_rows(const RowsProduct<Path>& p, int64_t first, int64_t row, int64
         if (rows) multiply_rows<Path, W, R - 1>(p, first, row, rows, scale);
 }
 
+// --- eight bits, many rows of x, where unpacking is not cheap: a panel of columns serves them all, as for four bits
+
+// COLUMNS columns of eight rows, whose codes are B floats apart
+constexpr int COLUMNS = 8;
+void turn(const int8_t* const* rows, float* panel, int stride) {
+#ifdef BYTE_TABLES
+    __m128i a[8], b[4];
+    for (int i = 0; i < 8; i++) a[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[i]));
+    for (int i = 0; i < 4; i++) b[i] = _mm_unpacklo_epi8(a[i], a[i + 4]);  // rows i and i + 4
+    for (int i = 0; i < 2; i++) {                                          // i, i + 2, i + 4, i + 6
+        a[i] = _mm_unpacklo_epi8(b[i], b[i + 2]);
+        a[i + 2] = _mm_unpackhi_epi8(b[i], b[i + 2]);
+    }
+    for (int i = 0; i < 4; i++) {  // all eight, two columns
+        b[0] = i % 2 ? _mm_unpackhi_epi8(a[i / 2 * 2], a[i / 2 * 2 + 1]) : _mm_unpacklo_epi8(a[i / 2 * 2], a[i / 2 * 2 + 1]);
+        store(panel + 2 * i * stride, (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b[0])));
+        store(panel + (2 * i + 1) * stride, (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b[0], 8))));
+    }
+#else
+    for (int k = 0; k < COLUMNS; k++)
+        for (int i = 0; i < 8; i++) panel[k * stride + i] = rows[i][k];
+#endif
+}
+
+template <class Path>
+void multiply_turned(const RowsProduct<Path>& p, int64_t first, int64_t row) {
+    constexpr int B = PANEL_V * LANES, PANEL_COLUMNS = PANEL_BYTES / (4 * B);
+    static constexpr int8_t nothing[COLUMNS] = {};
+    const int rows = std::min<int64_t>(TILE_ROWS, p.rows - row), width = std::min<int64_t>(B, p.out - first);
+    float scale[B] = {};
+    for (int i = 0; i < width; i++) scale[i] = scale_of(p, first + i);
+    alignas(64) float sums[TILE_ROWS * B];
+    alignas(64) Floats panel[PANEL_COLUMNS * PANEL_V];
+    std::fill_n(sums, rows * B, 0.0f);
+    for (int64_t k = 0; k < p.in; k += PANEL_COLUMNS) {
+        const int columns = std::min<int64_t>(PANEL_COLUMNS, p.in - k);
+        for (int i = 0; i < B; i += 8)
+            for (int c = 0; c < columns; c += COLUMNS) {
+                int8_t last[8][COLUMNS] = {};
+                const int8_t* from[8];
+                for (int j = 0; j < 8; j++) {
+                    const int8_t* codes = p.codes + (first + i + j) * p.in + k + c;
+                    from[j] = codes;
+                    if (i + j >= width) {
+                        from[j] = nothing;
+                    } else if (columns - c < COLUMNS) {
+                        from[j] = std::copy(codes, codes + columns - c, last[j]) - (columns - c);
+                    } else if (c % 64 == 0) {
+                        __builtin_prefetch(codes + B * p.in, 0, 2);  // of the panel after this one
+                    }
+                }
+                turn(from, reinterpret_cast<float*>(panel) + c * B + i, B);
+            }
+        Piece<Path> piece{p.x + row * p.in + k, p.in, columns, scale, nullptr, nullptr, 0, sums, B};
+        add_all_products<Path, PANEL_V, PANEL_R>(Panel<Path>{panel, PANEL_V}, piece, rows);
+    }
+    for (int r = 0; r < rows; r++) std::copy_n(sums + r * B, width, p.y + (row + r) * p.out + first);
+}
+
 template <class Path, int W>
 void multiply_some(const RowsProduct<Path>& p, int64_t first) {
-    constexpr int R = std::min(ACCUMULATORS / ROWS_OF_W, 5);
+    constexpr int R = UNPACKING_IS_CHEAP ? 5 : 3;
     float scale[W];
-    for (int i = 0; i < W; i++)
-        scale[i] = p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[first + i])
-                                : static_cast<const float*>(p.scale)[first + i];
+    for (int i = 0; i < W; i++) scale[i] = scale_of(p, first + i);
     multiply_rows<Path, W, R>(p, first, 0, p.rows, scale);
 }
 
 template <class Path>
 void int8_matmul(const RowsProduct<Path>& p) {
+    if constexpr (!UNPACKING_IS_CHEAP) {
+        if (p.rows >= MANY_ROWS) {
+            constexpr int B = PANEL_V * LANES;
+#pragma omp parallel for collapse(2) num_threads(p.threads)
+            for (int64_t first = 0; first < p.out; first += B)
+                for (int64_t row = 0; row < p.rows; row += TILE_ROWS) multiply_turned(p, first, row);
+            return;
+        }
+    }
     const int64_t full = p.out / ROWS_OF_W;
 #pragma omp parallel for num_threads(p.threads)
     for (int64_t i = 0; i < full; i++) multiply_some<Path, ROWS_OF_W>(p, i * ROWS_OF_W);
     for (int64_t first = full * ROWS_OF_W; first < p.out; first++) multiply_some<Path, 1>(p, first);
+}
+
+// --- x and y in bfloat16 where the CPU does not multiply it: through float32
+
+[[maybe_unused]] float from_bfloat16(uint16_t x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
+
+[[maybe_unused]] uint16_t to_bfloat16(float y) {
+    uint32_t bits = __builtin_bit_cast(uint32_t, y);
+    return y != y ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, ties to even
+}
+
+// p is a product in float32 but for the numbers that its x and y point to
+template <class P>
+void in_float32(P p, void (*multiply)(const P&)) {
+    const uint16_t* given = reinterpret_cast<const uint16_t*>(p.x);
+    uint16_t* wanted = reinterpret_cast<uint16_t*>(p.y);
+    std::vector<float> x(p.rows * p.in), y(p.rows * p.out);
+    p.x = x.data(), p.y = y.data();
+#pragma omp parallel for num_threads(p.threads) if (p.rows > 1)
+    for (int64_t r = 0; r < p.rows; r++)
+        std::transform(given + r * p.in, given + (r + 1) * p.in, x.data() + r * p.in, from_bfloat16);
+    multiply(p);
+#pragma omp parallel for num_threads(p.threads) if (p.rows > 1)
+    for (int64_t r = 0; r < p.rows; r++)
+        std::transform(y.data() + r * p.out, y.data() + (r + 1) * p.out, wanted + r * p.out, to_bfloat16);
 }
 
 }  // namespace
@@ -417,7 +584,12 @@ void int4_matmul_float32(const Product<Float32>* p) { int4_matmul(*p); }
 void int8_matmul_float32(const RowsProduct<Float32>* p) { int8_matmul(*p); }
 
 #ifdef BFLOAT16_DOT_PRODUCTS
+extern const int multiplies_bfloat16 = 1;
 void int4_matmul_bfloat16(const Product<BFloat16>* p) { int4_matmul(*p); }
 void int8_matmul_bfloat16(const RowsProduct<BFloat16>* p) { int8_matmul(*p); }
+#else
+extern const int multiplies_bfloat16 = 0;
+void int4_matmul_bfloat16(const Product<Float32>* p) { in_float32(*p, int4_matmul<Float32>); }
+void int8_matmul_bfloat16(const RowsProduct<Float32>* p) { in_float32(*p, int8_matmul<Float32>); }
 #endif
 }

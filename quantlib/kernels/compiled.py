@@ -44,18 +44,19 @@ HOW = "build it with: python -m quantlib.kernels.compiled"
 class Library:
     """The functions of a library that was built, by the bits of the codes and the dtype of x.
 
-    float32 is there on any CPU. bfloat16 is None where the CPU cannot multiply it: x is converted to float32 and back.
-    digits are None where the CPU cannot multiply bytes (quantlib.kernels.compiled_digits).
+    All are there on any CPU but digits, which are None where it cannot multiply bytes (quantlib.kernels.compiled_digits).
+    multiplies_bfloat16: whether it sums products of bfloat16 itself; if not, they are summed as products of float32.
     """
 
     path: Path
     int4_float32: Callable[[bytes], None]
     int8_float32: Callable[[bytes], None]
-    int4_bfloat16: Callable[[bytes], None] | None
-    int8_bfloat16: Callable[[bytes], None] | None
+    int4_bfloat16: Callable[[bytes], None]
+    int8_bfloat16: Callable[[bytes], None]
     int4_digits: Callable[[bytes], int] | None
     int8_digits: Callable[[bytes], int] | None
     int8_integers: Callable[[bytes], None]
+    multiplies_bfloat16: bool
 
 
 _loaded: dict[tuple[str, ...], Library] = {}
@@ -117,7 +118,7 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
     for name in ("int4_digits", "int8_digits"):
         found[name] = _function(functions, name, ctypes.c_int)
     found["int8_integers"] = _function(functions, "int8_integers", None)
-    _loaded[flags] = Library(path, **found)
+    _loaded[flags] = Library(path, **found, multiplies_bfloat16=bool(ctypes.c_int.in_dll(functions, "multiplies_bfloat16").value))
     return _loaded[flags]
 
 
@@ -153,8 +154,6 @@ def int4_matmul(
     library = library or _built()
     rows, columns, out = _check(x, data, scale, zero_point, group_size)
     dtype = x.dtype
-    if dtype is torch.bfloat16 and library.int4_bfloat16 is None:
-        return int4_matmul(x.float(), data, scale, zero_point, group_size, library).to(dtype)
     if not (rows and columns and out):
         return x.new_zeros((rows, out))
     x, data, scale = x.contiguous(), data.contiguous(), scale.contiguous()  # held by name while C++ reads them
@@ -207,8 +206,6 @@ def int8_matmul(x: Tensor, codes: Tensor, scale: Tensor, library: Library | None
     if not (x.is_cpu and codes.is_cpu and scale.is_cpu):
         raise ValueError(f"x, codes and scale must be on the CPU, x is on {x.device}: call .cpu()")
     dtype, (rows, columns), out = x.dtype, x.shape, codes.shape[0]
-    if dtype is torch.bfloat16 and library.int8_bfloat16 is None:
-        return int8_matmul(x.float(), codes, scale, library).to(dtype)
     if not (rows and columns and out):
         return x.new_zeros((rows, out))
     x, codes = x.contiguous(), codes.contiguous()  # held by name while C++ reads them
@@ -304,7 +301,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(str(error))
     library = load()
-    uses = {"bfloat16": library.int4_bfloat16, "bytes": library.int4_digits}
+    uses = {"bfloat16": library.multiplies_bfloat16, "bytes": library.int4_digits}
     words = " and of ".join(name for name, there in uses.items() if there) or "neither bfloat16 nor bytes"
     print(f"{path} is built; it uses this CPU's dot products of {words}.")
 

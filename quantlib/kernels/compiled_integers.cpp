@@ -108,7 +108,8 @@ void multiply_rows(const Product& p, const Widened& x, int64_t first, int64_t ro
     int64_t k = 0;
     for (; k + 2 * LANES <= p.in; k += 2 * LANES) {
         // some rows on, into the second-level cache: the hardware's own prefetching ends with the page
-        for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + 2 * W) * p.in + k, 0, 2);
+        if (k % 64 == 0)
+            for (int i = 0; i < W; i++) __builtin_prefetch(codes + (i + 2 * W) * p.in + k, 0, 2);
         add(codes + k, p.in, k);
     }
     if (k < p.in) {  // nothing beyond a row is read
@@ -171,7 +172,7 @@ void unpack(const Product& p, int64_t first, int64_t k, int columns, int16_t* pa
                     rows[j] = nothing;
                 } else if (columns - c < STEP) {
                     rows[j] = std::copy(codes, codes + columns - c, last[j]) - (columns - c);
-                } else {
+                } else if (c % 64 == 0) {
                     __builtin_prefetch(codes + B * p.in, 0, 2);  // of the panel after this one
                 }
             }
