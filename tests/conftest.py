@@ -1,4 +1,4 @@
-"""Fixtures for the tests that open the book, or a page of it, in a real browser."""
+"""Fixtures that files of tests share: the compiled kernels, and the book, or a page of it, in a real browser."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from pathlib import Path
 
 import pytest
 from book_tools import ROOT, build, chromium, serving
+from compiled_builds import PATHS
+
+from quantlib.kernels import compiled
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory) -> dict[str, compiled.Library]:
+    """The C++ for each of PATHS, built once into a folder of their own."""
+    if compiled._compiler() is None:
+        pytest.skip("no C++ compiler: neither $CXX, g++ nor clang++")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(compiled, "_loaded", {})
+        for flags in PATHS.values():
+            compiled.build(flags)
+        return {name: compiled.load(flags) for name, flags in PATHS.items()}
 
 
 @pytest.fixture(scope="session")

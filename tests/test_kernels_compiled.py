@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_builds import PATHS, needs_compiler
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,25 +16,6 @@ from quantlib.grid import Grid, quantize
 from quantlib.kernels import compiled
 from quantlib.kernels.packed import pack_weight
 from quantlib.kernels.reference import linear_reference
-from quantlib.machine import _cpu
-
-PATHS = {"this CPU": compiled.FLAGS, "any CPU": (*compiled.FLAGS, "-DQUANTLIB_PORTABLE")}
-if "avx512f" in _cpu()[1]:
-    PATHS["without AVX-512"] = (*compiled.FLAGS, "-mno-avx512f")
-needs_compiler = pytest.mark.skipif(
-    compiled._compiler() is None, reason="no C++ compiler: neither $CXX, g++ nor clang++"
-)
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    """All paths, built into a folder of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUANTLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(compiled, "_loaded", {})
-        for flags in PATHS.values():
-            compiled.build(flags)
-        yield {name: compiled.load(flags) for name, flags in PATHS.items()}
 
 
 @pytest.fixture

@@ -19,17 +19,11 @@ IN_ROWS = {"bits": st.integers(5, 8), "groups": ("row", "tensor"), "affine": Fal
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    if compiled._compiler() is None:
-        pytest.skip("no C++ compiler: neither $CXX, g++ nor clang++")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUANTLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(compiled, "_loaded", {})
-        compiled.build()
-        built = compiled.load()
-        if built.int4_digits is None or int4_block() != compiled_digits.BLOCK:
-            pytest.skip("this CPU does not multiply vectors of bytes (AVX-512 VNNI)")
-        yield built
+def library(libraries):
+    built = libraries["this CPU"]
+    if built.int4_digits is None or int4_block() != compiled_digits.BLOCK:
+        pytest.skip("this CPU does not multiply vectors of bytes (AVX-512 VNNI)")
+    return built
 
 
 def bound(x, q):

@@ -20,13 +20,11 @@ TOO_MANY_COLUMNS = 2**17  # of products of −128 and −128: their sum is 2^31
 
 def refuses(p: PackedWeight, dtype: torch.dtype, rows: int, library: compiled.Library | None = None) -> str | None:
     """Why it cannot multiply codes by p, as a clause; None if it can."""
-    if (library or compiled.default()) is None:
-        return "it was not built: python -m quantlib.kernels.compiled"
     if p.layout != "rows" or p.nibbles:
         return f"it reads int8 rows, not {p.layout}" + (" of nibbles" if p.nibbles else "")
     if p.in_features >= TOO_MANY_COLUMNS:
         return f"int32 does not hold the sum of {p.in_features} products"
-    return None
+    return None if library or compiled.available() else "it was not built: python -m quantlib.kernels.compiled"
 
 
 def product(codes: Tensor, p: PackedWeight, library: compiled.Library | None = None) -> Tensor:
