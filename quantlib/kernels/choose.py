@@ -115,18 +115,11 @@ def place_of(device: torch.device) -> str:
     return "GPU" if device.type == "cuda" else "CPU"
 
 
-KNOWN_NAMES = {
-    *("naive", "compiled", "compiled digits", "int4pack", "int8pack", "workspace bf16", "workspace fp32", "onednn", "int_mm"),
-    *(
-        "triton w4a16",
-        "triton w8a16",
-        "triton w8a8",
-        "tinygemm",
-        "torch.compile int4",
-        "torch.compile int8",
-        "naive int8",
-    ),
-}
+KNOWN_NAMES = frozenset(
+    "naive,compiled,compiled digits,int4pack,int8pack,workspace bf16,workspace fp32,"
+    "onednn,onednn halves,compiled integers,float32,int_mm,naive int8,"
+    "triton w4a16,triton w8a16,triton w8a8,tinygemm,torch.compile int4,torch.compile int8".split(",")
+)
 
 
 def fastest_of(

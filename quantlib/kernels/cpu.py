@@ -11,16 +11,18 @@ Weight-only kernels turn into each other's results at no cost, because all of th
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor
 
 from quantlib.kernels import compiled, compiled_digits
 from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
-from quantlib.kernels.cpu_integers import INT8_KERNELS
+from quantlib.kernels.cpu_integers import INT8_KERNELS, INT8_LAYOUTS
 from quantlib.kernels.packed import PackedWeight
 from quantlib.kernels.scratch import CHUNK_BYTES, scratch
 
-__all__ = ["INT8_KERNELS", "KERNELS"]
+__all__ = ["INT8_KERNELS", "INT8_LAYOUTS", "KERNELS"]
 
 # --- PyTorch's operators
 
@@ -148,9 +150,17 @@ def _workspace_fp32_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> s
     return "x is float64" if dtype == torch.float64 else _workspace_refuses(p, dtype, rows)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether bfloat16 has an x86 CPU's vectors; without AVX-512 a product of matrices takes seconds instead of a few ms."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not x86 or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+
+
 def _workspace_bf16_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | None:
     if dtype != torch.bfloat16:
         return f"it rounds to bfloat16, x is {dtype}".replace("torch.", "")
+    if not multiplies_bfloat16():
+        return "PyTorch has no fast product of bfloat16 for this CPU"
     return _workspace_refuses(p, dtype, rows)
 
 

@@ -10,12 +10,11 @@ there; `naive int8` is float64.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quantlib.kernels import compiled, compiled_integers
-from quantlib.kernels.candidates import Kernel
-from quantlib.kernels.packed import PackedWeight, unpack_weight
+from quantlib.kernels.candidates import Kernel, run_reference
+from quantlib.kernels.packed import PackedWeight
 from quantlib.kernels.scratch import CHUNK_BYTES, scratch
 
 EXACT = 2**24  # up to it every integer is a float32
@@ -133,15 +132,16 @@ def _int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
     return torch._int_mm(codes, weight).float()  # [rows, out]
 
 
-def _naive(codes: Tensor, p: PackedWeight) -> Tensor:
-    return F.linear(codes.double(), unpack_weight(p).codes.double()).float()  # [rows, out]
-
-
+ONEDNN = Kernel("onednn", _onednn_refuses, _onednn, guarded=False)
+HALVES = Kernel("onednn halves", _halves_refuses, _halves, guarded=False)
+COMPILED = Kernel("compiled integers", _compiled_refuses, _compiled)
+FLOAT32 = Kernel("float32", _float32_refuses, _float32, guarded=False)
 INT8_KERNELS = (
-    Kernel("onednn", _onednn_refuses, _onednn),
-    Kernel("onednn halves", _halves_refuses, _halves),
-    Kernel("compiled integers", _compiled_refuses, _compiled),
-    Kernel("float32", _float32_refuses, _float32),
-    Kernel("int_mm", _int_mm_refuses, _int_mm),
-    Kernel("naive int8", lambda p, dtype, rows: None, _naive),
+    ONEDNN,
+    HALVES,
+    COMPILED,
+    FLOAT32,
+    Kernel("int_mm", _int_mm_refuses, _int_mm, guarded=False),
+    Kernel("naive int8", lambda p, dtype, rows: None, run_reference, guarded=False),
 )
+INT8_LAYOUTS = ((ONEDNN, "onednn"), (COMPILED, "rows"), (HALVES, "onednn"), (FLOAT32, "rows"))  # the fastest first
