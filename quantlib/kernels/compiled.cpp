@@ -10,10 +10,12 @@
 // With one row of x the time is that of reading codes from memory; with many rows it is that of the multiplications.
 // Codes are unpacked into registers and serve as many rows as there are accumulators. With AVX-512 that is all: looking
 // codes up in a table costs so little that doing it again for the next rows hardly shows beside their multiplications.
-// Elsewhere a panel of columns is unpacked once into the first-level cache for all rows.
+// Elsewhere a panel of columns is unpacked once into the first-level cache for all rows, unless they are few. AVX2 looks
+// bytes up: two of them, the upper half of a float, are all that a code of four bits needs.
 //
 // Eight bits. The codes come row after row, so a vector of neighbouring bytes is one row of many columns: it is widened
-// and multiplied by as many numbers of x, and the lanes are summed once, at the end of the row.
+// and multiplied by as many numbers of x, and the lanes are summed once, at the end of the row. With many rows of x,
+// where unpacking is not cheap, a panel of columns is turned on its side and serves them all, as for four bits.
 
 #include <algorithm>
 #include <cstdint>
@@ -76,7 +78,7 @@ constexpr Tables CODES;
 #endif
 
 #ifdef BYTE_TABLES
-struct ByteTables {  // nibble -> the two bytes that its code has in bfloat16; twice, because a look-up stays in its half
+struct ByteTables {  // nibble -> the two bytes of its code in bfloat16; twice, because a look-up stays in its half
     alignas(32) uint8_t low[32] = {}, high[32] = {};
     constexpr ByteTables() {
         for (int n = 0; n < 32; n++) {
@@ -97,8 +99,8 @@ struct Float32 {
     static void unpack(const uint8_t* bytes, Weights* w) {
         constexpr int HALF = B / 2 / LANES;
 #ifdef BYTE_TABLES
-        // 16 bytes twice: the low nibbles are looked up in one half of a vector and the high ones in the other, and stay
-        // there while their bytes become floats: rows of both come out mixed, until `sort`
+        // 16 bytes twice: the low nibbles are looked up in one half of a vector and the high ones in the other, and
+        // stay there while their bytes become floats: rows of both come out mixed, until `sort`
         const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(BYTES.low));
         const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(BYTES.high));
         const __m256i upper = _mm256_set1_epi32(0xffff0000);
@@ -326,6 +328,7 @@ void multiply_block(const Product<Path>& p, int64_t block, int64_t first_row, in
 
     for (int64_t g = 0; g < groups; g++) {  // all at once: they lie far apart, and the waiting for them overlaps
         int64_t at = g * p.out + block * B;
+        __builtin_prefetch(static_cast<const char*>(p.scale) + (at + B) * (p.half_scale ? 2 : 4), 0, 2);  // the next
         for (int r = 0; r < B; r++)
             scale[g * B + r] = p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[at + r])
                                             : static_cast<const float*>(p.scale)[at + r];
@@ -409,7 +412,8 @@ struct RowsProduct {  // 9 fields of 8 bytes, which compiled.py writes one after
 
 template <class Path>
 float scale_of(const RowsProduct<Path>& p, int64_t row) {
-    return p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[row]) : static_cast<const float*>(p.scale)[row];
+    return p.half_scale ? from_half(static_cast<const uint16_t*>(p.scale)[row])
+                        : static_cast<const float*>(p.scale)[row];
 }
 
 constexpr int ROWS_OF_W = 4;  // at once: each is a stream from memory of its own, and a number of x serves them all
@@ -462,10 +466,11 @@ void multiply_rows(const RowsProduct<Path>& p, int64_t first, int64_t row, int64
         if (rows) multiply_rows<Path, W, R - 1>(p, first, row, rows, scale);
 }
 
-// --- eight bits, many rows of x, where unpacking is not cheap: a panel of columns serves them all, as for four bits
+// --- eight bits, many rows of x, where unpacking is not cheap
 
-// COLUMNS columns of eight rows, whose codes are B floats apart
-constexpr int COLUMNS = 8;
+constexpr int COLUMNS = 8;  // that are turned at once
+
+// so many columns of eight rows to floats: of a column side by side, columns `stride` floats apart
 void turn(const int8_t* const* rows, float* panel, int stride) {
 #ifdef BYTE_TABLES
     __m128i a[8], b[4];
@@ -476,9 +481,11 @@ void turn(const int8_t* const* rows, float* panel, int stride) {
         a[i + 2] = _mm_unpackhi_epi8(b[i], b[i + 2]);
     }
     for (int i = 0; i < 4; i++) {  // all eight, two columns
-        b[0] = i % 2 ? _mm_unpackhi_epi8(a[i / 2 * 2], a[i / 2 * 2 + 1]) : _mm_unpacklo_epi8(a[i / 2 * 2], a[i / 2 * 2 + 1]);
-        store(panel + 2 * i * stride, (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b[0])));
-        store(panel + (2 * i + 1) * stride, (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b[0], 8))));
+        const __m128i even = a[i / 2 * 2], odd = a[i / 2 * 2 + 1];
+        const __m128i both = i % 2 ? _mm_unpackhi_epi8(even, odd) : _mm_unpacklo_epi8(even, odd);
+        const __m256 second = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(both, 8)));
+        store(panel + 2 * i * stride, (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(both)));
+        store(panel + (2 * i + 1) * stride, (Floats)second);
     }
 #else
     for (int k = 0; k < COLUMNS; k++)

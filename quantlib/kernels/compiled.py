@@ -33,7 +33,8 @@ from torch import Tensor
 
 from quantlib.fetch import cache_folder
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("compiled", "compiled_digits", "compiled_integers"))
+NAMES = ("compiled", "compiled_digits", "compiled_integers")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
 NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
 PRODUCT, ROWS_PRODUCT = struct.Struct("5P8q"), struct.Struct("4P5q")  # as compiled.cpp declares them
@@ -44,7 +45,7 @@ HOW = "build it with: python -m quantlib.kernels.compiled"
 class Library:
     """The functions of a library that was built, by the bits of the codes and the dtype of x.
 
-    All are there on any CPU but digits, which are None where it cannot multiply bytes (quantlib.kernels.compiled_digits).
+    All are there on any CPU but digits: None where it cannot multiply bytes (quantlib.kernels.compiled_digits).
     multiplies_bfloat16: whether it sums products of bfloat16 itself; if not, they are summed as products of float32.
     """
 
@@ -118,7 +119,8 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
     for name in ("int4_digits", "int8_digits"):
         found[name] = _function(functions, name, ctypes.c_int)
     found["int8_integers"] = _function(functions, "int8_integers", None)
-    _loaded[flags] = Library(path, **found, multiplies_bfloat16=bool(ctypes.c_int.in_dll(functions, "multiplies_bfloat16").value))
+    bfloat16 = ctypes.c_int.in_dll(functions, "multiplies_bfloat16").value
+    _loaded[flags] = Library(path, **found, multiplies_bfloat16=bool(bfloat16))
     return _loaded[flags]
 
 

@@ -1,14 +1,14 @@
 // y = x · Wᵀ for codes of eight bits on both sides, summed exactly in int32 and rounded once, to float32. Start from
-// `int8_integers` at the end; quantlib/kernels/compiled.py builds this file, quantlib/kernels/compiled_integers.py calls it.
+// `int8_integers` at the end; quantlib/kernels/compiled.py builds this file, compiled_integers.py beside it calls it.
 //
-// A processor with AVX2 multiplies bytes fastest by an instruction that adds neighbouring products in 16 bits, where they
+// A CPU with AVX2 multiplies bytes fastest by an instruction that adds neighbouring products in 16 bits, where they
 // saturate. So codes are widened to 16 bits first: the instruction for those multiplies neighbours and adds the two
 // products in 32 bits, which hold them whatever they are, for twice as many numbers as float32 does at once.
 //
 // With few rows of x the time is that of reading codes from memory. They lie row after row: a vector of them is widened
-// and multiplied by as many columns of x, and the lanes are summed once, at the end of the row. With more rows a panel of
-// the matrix is turned on its side, once for many rows of x: every lane is then a row of the matrix with two neighbouring
-// columns, two of x are broadcast, and nothing is summed across lanes.
+// and multiplied by as many columns of x, and the lanes are summed once, at the end of the row. With more rows a panel
+// of the matrix is turned on its side, once for many rows of x: every lane is then a row of the matrix with two
+// neighbouring columns, two of x are broadcast, and nothing is summed across lanes.
 
 #include <algorithm>
 #include <cstdint>
@@ -35,7 +35,7 @@ constexpr int STEP = 16;                  // columns that are turned at once
 constexpr int PANEL_COLUMNS = 8192 / B;   // 16 KB, half of a first-level cache
 constexpr int TILE_ROWS = 64;             // rows of x that share a panel: few enough for a second-level cache
 constexpr int FEW_ROWS = 4;               // for which turning does not pay
-constexpr int ROWS_OF_W = 4;              // read side by side when they are few: each is a stream from memory of its own
+constexpr int ROWS_OF_W = 4;              // at once for few rows of x: each is a stream from memory of its own
 
 typedef int32_t Sums __attribute__((vector_size(4 * LANES)));
 typedef int16_t Pairs __attribute__((vector_size(4 * LANES)));
@@ -71,8 +71,8 @@ Pairs widen(const int8_t* codes) {
 #endif
 }
 
-// x in 16 bits, zeros after the last column; rows never lie a multiple of 4096 bytes apart, for then equal columns of all
-// of them would share a set of the cache
+// x in 16 bits, zeros after the last column; rows never lie a multiple of 4096 bytes apart, for then equal columns of
+// all of them would share a set of the cache
 struct Widened {
     int64_t rows, padded;
     std::vector<int16_t> number;  // [rows, padded]
@@ -144,12 +144,13 @@ void turn(const int8_t* const* rows, int16_t* panel) {
         b[i + 4] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
     }
     for (int i = 0; i < 4; i++) {  // four rows: columns 4i to 4i + 3
-        a[i] = i % 2 ? _mm_unpackhi_epi32(b[i / 2 * 4], b[i / 2 * 4 + 1]) : _mm_unpacklo_epi32(b[i / 2 * 4], b[i / 2 * 4 + 1]);
-        a[i + 4] = i % 2 ? _mm_unpackhi_epi32(b[i / 2 * 4 + 2], b[i / 2 * 4 + 3])
-                         : _mm_unpacklo_epi32(b[i / 2 * 4 + 2], b[i / 2 * 4 + 3]);
+        const __m128i* from = b + i / 2 * 4;
+        a[i] = i % 2 ? _mm_unpackhi_epi32(from[0], from[1]) : _mm_unpacklo_epi32(from[0], from[1]);
+        a[i + 4] = i % 2 ? _mm_unpackhi_epi32(from[2], from[3]) : _mm_unpacklo_epi32(from[2], from[3]);
     }
     for (int i = 0; i < 8; i++) {  // all eight: columns 2i and 2i + 1
-        __m128i pairs = i % 2 ? _mm_unpackhi_epi64(a[i / 2], a[i / 2 + 4]) : _mm_unpacklo_epi64(a[i / 2], a[i / 2 + 4]);
+        const __m128i upper = a[i / 2], lower = a[i / 2 + 4];
+        const __m128i pairs = i % 2 ? _mm_unpackhi_epi64(upper, lower) : _mm_unpacklo_epi64(upper, lower);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel + i * 2 * B), _mm256_cvtepi8_epi16(pairs));
     }
 #else
@@ -158,7 +159,7 @@ void turn(const int8_t* const* rows, int16_t* panel) {
 #endif
 }
 
-// some columns of B rows of the matrix as a panel [columns/2, B] of pairs; rows and columns that there are not are zeros
+// some columns of B rows of the matrix as a panel [columns/2, B] of pairs; zeros where there is no row or column
 void unpack(const Product& p, int64_t first, int64_t k, int columns, int16_t* panel) {
     static constexpr int8_t nothing[STEP] = {};
     for (int i = 0; i < B; i += 8)

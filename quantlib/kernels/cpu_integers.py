@@ -1,10 +1,10 @@
 """The products of integer codes on a CPU, exact in int32 and then rounded to float32. Start from :data:`INT8_KERNELS`.
 
-`onednn` is oneDNN's product of unsigned by signed bytes: the fastest there is, and on x86 without VNNI wrong, because it
-adds pairs of products in 16 bits that saturate. The others are right on every CPU: `onednn halves` is the same product of
+`onednn` is oneDNN's product of unsigned by signed bytes: the fastest there is, and on x86 without VNNI wrong: it
+adds pairs of products in 16 bits that saturate. These are right on every CPU: `onednn halves` is the same product of
 numbers half as large; `compiled integers` is this package's own C++ (quantlib.kernels.compiled_integers); `float32`
-multiplies codes as floats, so few columns at a time that every sum is exact; `int_mm` is PyTorch's operator, which is slow
-there; `naive int8` is float64.
+multiplies codes as floats, so few columns at a time that every sum is exact; `naive int8` is float64. `int_mm` is
+PyTorch's operator: slow without VNNI, and where PyTorch hands it to oneDNN no better than that.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _halves(codes: Tensor, p: PackedWeight) -> Tensor:
 
 
 def _halves_in_parts(x: Tensor, p: PackedWeight) -> Tensor:
-    """The sum of halves x [2 rows, in] whose products float32 does not hold: the zero point stands in for most columns."""
+    """The same where float32 does not hold the products of x [2 rows, in]: few columns at a time, the zero point in others."""
     total = torch.zeros((len(x), p.out_features), dtype=torch.float64)
     for start in range(0, p.in_features, COLUMNS_OF_HALVES):
         columns = slice(start, start + COLUMNS_OF_HALVES)
@@ -126,7 +126,7 @@ def _int_mm_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> str | Non
 
 
 def _int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
-    # a dimension of size 1 may have any stride, and torch._int_mm multiplies nothing where it is unusual (PyTorch #195066)
+    # a dimension of size 1 may have any stride; torch._int_mm multiplies nothing where it is unusual (PyTorch #195066)
     codes = codes.flatten().view(codes.shape)  # [rows, in]
     weight = p.data.t() if p.in_features > 1 else p.data.flatten().view(1, -1)  # [in, out]
     return torch._int_mm(codes, weight).float()  # [rows, out]

@@ -7,13 +7,13 @@ import threading
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 2**21  # of a workspace: what a core's second-level cache holds, and enough columns for an efficient product
+CHUNK_BYTES = 2**21  # of a workspace: what a second-level cache holds, and enough columns for an efficient product
 
 _scratch = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A buffer of this thread that every call under the same name writes over; fresh memory costs more than the work."""
+    """A buffer of this thread that every call under this name writes over; fresh memory costs more than the work."""
     buffers = _scratch.__dict__.setdefault("buffers", {})
     size = 1
     for n in shape:
