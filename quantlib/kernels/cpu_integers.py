@@ -74,7 +74,7 @@ def _halves(codes: Tensor, p: PackedWeight) -> Tensor:
 
 
 def _halves_in_parts(x: Tensor, p: PackedWeight) -> Tensor:
-    """The same where float32 does not hold the products of x [2 rows, in]: few columns at a time, the zero point in others."""
+    """The same where float32 does not hold the products of x [2 rows, in]: few columns at a time, others at 0."""
     total = torch.zeros((len(x), p.out_features), dtype=torch.float64)
     for start in range(0, p.in_features, COLUMNS_OF_HALVES):
         columns = slice(start, start + COLUMNS_OF_HALVES)
