@@ -1,4 +1,4 @@
-"""Runs the pages and keeps what they printed and drew. Start at `executed`.
+"""Runs the pages and keeps what they printed and drew. Start at `executed`; `keep` takes a run that the tests made.
 
 A page is run in a fresh kernel of this Python, in its own folder, and the result is kept as a notebook in
 `_build/executed/`. It is used again only while everything it depends on is unchanged: the page, quantlib, the
@@ -13,13 +13,14 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionComplete, CellExecutionError, CellTimeoutError, DeadKernelError
 from problems import BuildFailed, Problem
 
 SOURCES = ("quantlib", "lessons/recorded", "lessons/experiments", "requirements.txt")
@@ -122,16 +123,20 @@ def _failure(page: Path, root: Path, notebook: nbformat.NotebookNode, error: Exc
     )
 
 
-def _run(page: Path, root: Path) -> nbformat.NotebookNode:
-    text = page.read_text(encoding="utf-8")
-    notebook, starts = jupytext.reads(text, fmt="md:myst"), code_lines(text)
-    environment = os.environ | {
+def environment(root: Path) -> dict[str, str]:
+    """The variables a page's kernel is started with, beside those of this process."""
+    return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "PYTHONHASHSEED": "0",
         "QUANTLIB_STATIC": "1",  # a widget draws all its frames, and one that cannot be drawn raises
     }
+
+
+def _client(page: Path) -> tuple[NotebookClient, list[int]]:
+    """For the page's notebook, not yet run; and where its cells begin."""
+    text = page.read_text(encoding="utf-8")
     client = NotebookClient(
-        notebook,
+        jupytext.reads(text, fmt="md:myst"),
         timeout=TIMEOUT,
         kernel_name="python3",
         record_timing=True,
@@ -139,21 +144,64 @@ def _run(page: Path, root: Path) -> nbformat.NotebookNode:
         extra_arguments=["--log-level=CRITICAL"],
         resources={"metadata": {"path": str(page.parent)}},
     )
+    return client, code_lines(text)
+
+
+def _run(page: Path, root: Path) -> nbformat.NotebookNode:
+    client, starts = _client(page)
     try:
         if starts:  # a page without code needs no kernel
-            client.execute(env=environment)
+            client.execute(env=os.environ | environment(root))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        raise BuildFailed([_failure(page, root, notebook, error, starts)]) from None
-    total = 0.0
+        raise BuildFailed([_failure(page, root, client.nb, error, starts)]) from None
+    return _marked(client.nb, starts)
+
+
+def _marked(notebook: nbformat.NotebookNode, starts: list[int]) -> nbformat.NotebookNode:
+    """With what the template wants to know of the run."""
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
-        if cell.cell_type == "code":
-            spent = _seconds(cell)
-            total += spent or 0
-            index = sum(c.cell_type == "code" for c in notebook.cells[:i])
-            cell.metadata["book"] = {"seconds": spent, "line": starts[index] if index < len(starts) else None}
+    code, total = [cell for cell in notebook.cells if cell.cell_type == "code"], 0.0
+    for i, cell in enumerate(code):
+        spent = _seconds(cell)
+        total += spent or 0
+        cell.metadata["book"] = {"seconds": spent, "line": starts[i] if i < len(starts) else None}
     notebook.metadata["book"] = {"machine": machine(), "seconds": round(total, 3)}
     return notebook
+
+
+def _write(notebook: nbformat.NotebookNode, target: Path, wanted: str) -> None:
+    notebook.metadata["book"]["key"] = wanted
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(f".{os.getpid()}.part")
+    part.write_text(nbformat.writes(notebook), encoding="utf-8")
+    part.replace(target)
+
+
+def keep(page: Path, root: Path, folder: Path, wanted: str, heard: Sequence[Sequence[Mapping]]) -> bool:
+    """Keeps a run that ended well, as `executed` keeps its own; False if the page or what it uses has changed since.
+
+    wanted  key(page, root) before the run, which was in a kernel with `environment(root)`, in the page's folder
+    heard   of each code cell, the messages about it on the kernel's iopub channel, to the one that says it is idle
+    """
+    if key(page, root) != wanted:
+        return False
+    client, starts = _client(page)
+    client.reset_execution_trackers()
+    client.clear_before_next_output = False
+    code = [(i, cell) for i, cell in enumerate(client.nb.cells) if cell.cell_type == "code"]
+    for count, ((i, cell), messages) in enumerate(zip(code, heard, strict=True), 1):
+        cell.metadata["execution"] = {}
+        for message in messages:
+            try:
+                client.process_message(message, cell, i)
+            except CellExecutionComplete:  # the reply, on another channel, was just before
+                cell.metadata["execution"]["shell.execute_reply"] = cell.metadata["execution"]["iopub.status.idle"]
+                break
+        for numbered in (cell, *(o for o in cell.outputs if o.output_type == "execute_result")):
+            numbered["execution_count"] = count  # tests run cells outside the history, which counts
+    _write(_marked(client.nb, starts), folder / f"{page.stem}.ipynb", wanted)
+    return True
 
 
 def executed(page: Path, root: Path, folder: Path) -> tuple[Path, bool]:
@@ -166,10 +214,5 @@ def executed(page: Path, root: Path, folder: Path) -> tuple[Path, bool]:
         except (KeyError, ValueError):
             pass  # half-written or older: run again
     target.unlink(missing_ok=True)  # if the page fails now, nothing old may take its place
-    notebook = _run(page, root)
-    notebook.metadata["book"]["key"] = wanted
-    folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}.part")
-    part.write_text(nbformat.writes(notebook), encoding="utf-8")
-    part.replace(target)
+    _write(_run(page, root), target, wanted)
     return target, True

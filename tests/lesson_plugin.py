@@ -27,6 +27,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from quantlib.fingerprint import fingerprint
 from quantlib.lesson_files import remedy
 from quantlib.zoo import LESSON_MODEL
+from tests.book_run import BookRun, about_the_last
 from tests.lesson_outputs import comparable, differences
 from tests.lesson_pages import CHECK, CodeCell, has_cells, read_page
 from tests.lesson_recordings import CheckedCell, match_cells, read_recording, recording_file, write_recording
@@ -86,9 +87,20 @@ class Page(IPyNbFile):
         return [cell for cell in self.cells if cell.options["check"]]
 
     def setup(self) -> None:
-        with patch.dict(os.environ, QUANTLIB_STATIC="1"):  # a widget that cannot be drawn fails its cell
+        self.run = None if self.recording else BookRun.of(self.path)
+        with patch.dict(os.environ, self.run.environment if self.run else {"QUANTLIB_STATIC": "1"}):  # as the book's run
             super().setup()
         self.kernel.await_reply = partial(reply_or_death, self.kernel, self.kernel.await_reply)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self.run and all(cell.passed for cell in self.cells):
+            self.run.keep([cell.heard for cell in self.cells])
+
+    def get_kernel_message(self, timeout: float | None = None, stream: str = "iopub") -> Mapping:
+        message = super().get_kernel_message(timeout, stream)
+        self.heard.append(message)
+        return message
 
     def _recall(self) -> list[str]:
         """Give each checked cell its recorded output, or why it has none; return what is wrong with the recording."""
@@ -126,11 +138,13 @@ class Cell(IPyNbCell):
             if not earlier.started:
                 earlier.run_unjudged()
         self.started = True
+        self.parent.heard = []
         try:
             super().runtest()
         except KernelDied:
             self.raise_cell_error("the kernel died in this cell (was there memory enough?)")
         self.judge()
+        self.heard = about_the_last(self.parent.heard)
         self.passed = True
 
     def run_unjudged(self) -> None:
