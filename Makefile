@@ -14,11 +14,11 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help lab test record bench check-env book serve
+.PHONY: help lab test test-older-cpus record bench check-env book serve
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 lab: $(READY) ## open the lessons in JupyterLab; a page double-clicked is a notebook (LAB_ARGS="--no-browser --port=9000")
 	@echo "JupyterLab opens in your browser; the address is printed below. Ctrl-C twice ends it."
@@ -27,6 +27,9 @@ lab: $(READY) ## open the lessons in JupyterLab; a page double-clicked is a note
 
 test: $(READY) ## run every test, the lessons among them (TEST_ARGS="-k grid")
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-older-cpus: $(READY) ## run what depends on the CPU again, as CPUs without AVX-512 and VNNI do (TEST_ARGS="-k layers")
+	$(BIN)/python tests/older_cpus.py $(TEST_ARGS)
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
 	$(BIN)/python -m quantlib.record $(RECORD)

@@ -24,6 +24,7 @@ from nbclient.exceptions import CellExecutionComplete, CellExecutionError, CellT
 from problems import BuildFailed, Problem
 
 SOURCES = ("quantlib", "lessons/recorded", "lessons/experiments", "requirements.txt")
+CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # make it stand for an older one
 TIMEOUT = 600  # seconds a cell may take
 FENCE = re.compile(r"^(`{3,}|~{3,})\{code-cell\}")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -54,7 +55,7 @@ def key(page: Path, root: Path) -> str:
         digest.update(f"{path.name if path == Path(__file__) else path.relative_to(root)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     installed = sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions())
-    settings = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("QUANTLIB_"))
+    settings = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("QUANTLIB_", *CPU_SETTINGS)))
     digest.update(json.dumps([sys.version, machine(), installed, settings]).encode())
     return digest.hexdigest()
 

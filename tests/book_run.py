@@ -6,6 +6,7 @@ page depends on has changed since it began. Otherwise the book runs the page its
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ class BookRun:
 
     @classmethod
     def of(cls, page: Path) -> BookRun | None:
-        """Of a page in the lessons of a project; None for other pages."""
+        """Of a page in the lessons of a project; None for other pages, and where this CPU stands for an older one."""
         root = page.parent.parent
-        if page.parent.name != "lessons" or not (root / "myst.yml").exists():
+        if page.parent.name != "lessons" or not (root / "myst.yml").exists() or os.environ.keys() & set(execute.CPU_SETTINGS):
             return None
         return cls(page, root, execute.key(page, root))
 

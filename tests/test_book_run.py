@@ -49,7 +49,7 @@ def test_what_is_kept_is_what_the_book_would_have_run(project, run, tmp_path):  
     assert ours == theirs
 
 
-def test_a_run_that_failed_or_is_of_another_page_is_not_kept(project, run):  # noqa: F811
+def test_a_run_that_failed_or_is_of_another_page_or_cpu_is_not_kept(project, run, monkeypatch):  # noqa: F811
     page, kept = project / "lessons" / "page.md", project / "_build" / "executed"
     assert run(f"{page}::line 17")[0] == 0 and not kept.exists()  # one cell of six
     changes = f"from pathlib import Path; Path({str(project / 'quantlib' / 'other.py')!r}).write_text('')"
@@ -60,3 +60,8 @@ def test_a_run_that_failed_or_is_of_another_page_is_not_kept(project, run):  # n
     elsewhere = project / "elsewhere.md"
     elsewhere.write_text(page_text(("", "1")))
     assert run(elsewhere)[0] == 0 and not kept.exists()
+    page.write_text(page_text(("", "1")))
+    with monkeypatch.context() as older:
+        older.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert run(page)[0] == 0 and not kept.exists()
+    assert run(page)[0] == 0 and kept.exists()

@@ -207,6 +207,9 @@ def test_the_key_of_a_run_changes_with_everything_it_depends_on(tmp_path, monkey
     monkeypatch.setenv("QUANTLIB_MODEL", "other")
     assert key(page, folder) not in seen
     monkeypatch.delenv("QUANTLIB_MODEL")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert key(page, folder) not in seen
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
     assert key(page, folder) in seen
 
 
