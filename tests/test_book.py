@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,30 +42,37 @@ def test_every_link_of_the_book_leads_somewhere(book, names):
                 assert f'id="{url.fragment}"' in pages[target], f"{name} links to {href}"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_no_serious_finding_of_axe(visit, names, scheme, width):
+def test_no_serious_finding_of_axe(visit, names):
+    """In both schemes, wide and on a phone: each page is loaded once, as it is when a reader turns the phone or the theme."""
     install_template(with_tests=True)
     axe = (SITE / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    options = {"runOnly": rules, "resultTypes": ["violations"]}  # describes what passes for one element only
     for name in names:
-        page = visit(name, width=width, color_scheme=scheme)
+        page = visit(name)
         open_everything(page)
         page.evaluate(axe)
-        found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})")
-        bad = [
-            (v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]])
-            for v in found["violations"]
-            if v["impact"] in ("serious", "critical")
-        ]
-        assert bad == [], f"{name}, {scheme}, {width}"
+        for width, scheme in product((1280, 390), ("light", "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            found = page.evaluate("options => axe.run(options)", options)
+            bad = [
+                (v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]])
+                for v in found["violations"]
+                if v["impact"] in ("serious", "critical")
+            ]
+            assert bad == [], f"{name}, {scheme}, {width}"
 
 
-@pytest.mark.parametrize("width", [320, 360, 768, 1280, 1440])
-def test_no_page_scrolls_sideways(visit, names, width):
+def test_no_page_scrolls_sideways(visit, names):
     for name in names:
-        page = visit(name, width=width)
+        page = visit(name)
         open_everything(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} at {width}: {page.evaluate(WIDE)}"
+        for width in (320, 360, 768, 1280, 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                f"{name} at {width}: {page.evaluate(WIDE)}"
+            )
 
 
 def test_budgets(book, names, browser, address):
@@ -100,8 +107,10 @@ def test_what_is_transferred(book, names, browser, address):
 def test_first_paint_within_a_second(visit, names):
     painted = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
     for name in names:
-        best = min(visit(name).wait_for_function(painted).json_value() for _ in range(3))
-        assert best <= 1000, f"{name}: {best:.0f} ms"
+        times = []
+        while len(times) < 3 and (not times or min(times) > 1000):  # a busy machine may be late once or twice
+            times.append(visit(name).wait_for_function(painted).json_value())
+        assert min(times) <= 1000, f"{name}: {min(times):.0f} ms"
 
 
 def test_readable_without_scripts(visit, names):

@@ -26,19 +26,32 @@ def in_float64(model):
     return model.double()
 
 
-@pytest.mark.parametrize("grid", [Grid(8, "row", narrow_range=True), Grid(4, 64, symmetric=False)], ids=str)
+@pytest.fixture(scope="module")
+def ids(loaded):
+    return torch.tensor([loaded.tokenizer.encode(load_text("wikitext-2", "test")[:900])[:96]])
+
+
+GRIDS = (Grid(8, "row", narrow_range=True), Grid(4, 64, symmetric=False))
+
+
+@pytest.fixture(scope="module", params=GRIDS, ids=str)
+def quantized(request, loaded, ids):
+    """The model, quantized, and the logits [tokens, vocabulary] of the same codes in float64."""
+    model, _ = quantize_model(loaded.model, RTN(request.param))
+    with torch.inference_mode():
+        return model, in_float64(model)(ids).logits[0]
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.bfloat16, 0.08)])
-def test_teacher_forced_logits_are_within_the_bound_of_float64(loaded, grid, dtype, bound):
+def test_teacher_forced_logits_are_within_the_bound_of_float64(quantized, ids, dtype, bound):
     """bound: of the error's root mean square, as a share of the logits' deviation from their mean; a shift of all logits
     of a token changes no probability and is left out.
 
     In bfloat16 the float model itself is 0.03 away: each of 30 layers rounds its sums to 2^-9, norms and attention too.
     """
-    model, _ = quantize_model(loaded.model, RTN(grid))
-    ids = torch.tensor([loaded.tokenizer.encode(load_text("wikitext-2", "test")[:900])[:96]])
+    model, expected = quantized
     with torch.inference_mode():
-        expected = in_float64(model)(ids).logits[0]  # [tokens, vocabulary]
-        got = model.to(dtype)(ids).logits[0].double()
+        got = copy.deepcopy(model).to(dtype)(ids).logits[0].double()
     expected, got = (logits - logits.mean(-1, keepdim=True) for logits in (expected, got))
     error = got - expected
     deviation = expected.std(-1, keepdim=True)  # [tokens, 1]
