@@ -1,7 +1,8 @@
-"""Fixtures that files of tests share: the compiled kernels, and the book, or a page of it, in a real browser."""
+"""Fixtures that files of tests share: the compiled kernels, the book in a real browser, and pages that tests run."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,18 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def run(pytester):
+    """run(page, …): pytest with the plugin; exit status, {line of the page: outcome}, all that was printed."""
+
+    def run(*arguments):
+        result = pytester.runpytest_inprocess(
+            "-p", "tests.lesson_plugin", "-p", "no:cacheprovider", "-rA", *map(str, arguments)
+        )
+        text = result.stdout.str()
+        outcomes = re.findall(r"^(PASSED|FAILED|ERROR) \S+?::(?:line )?(\w+)", text, re.MULTILINE)
+        return result.ret, {item: outcome.lower() for outcome, item in outcomes}, text
+
+    return run

@@ -4,7 +4,7 @@ import json
 
 import execute
 import pytest
-from tests.test_lesson_plugin import page_text, run  # noqa: F401  the fixture
+from page_cases import page_text
 
 CELLS = (
     ("", "from IPython.display import display\nprint('a')\nshown = display('b', display_id=True)\nprint('c')"),
@@ -28,7 +28,7 @@ def project(tmp_path):
     return root
 
 
-def test_what_is_kept_is_what_the_book_would_have_run(project, run, tmp_path):  # noqa: F811
+def test_what_is_kept_is_what_the_book_would_have_run(project, run, tmp_path):
     page, kept = project / "lessons" / "page.md", project / "_build" / "executed"
     assert run(page)[0] == 0
     file, ran = execute.executed(page, project, kept)
@@ -49,7 +49,7 @@ def test_what_is_kept_is_what_the_book_would_have_run(project, run, tmp_path):  
     assert ours == theirs
 
 
-def test_a_run_that_failed_or_is_of_another_page_or_cpu_is_not_kept(project, run, monkeypatch):  # noqa: F811
+def test_a_run_that_failed_or_is_of_another_page_or_cpu_is_not_kept(project, run, monkeypatch):
     page, kept = project / "lessons" / "page.md", project / "_build" / "executed"
     assert run(f"{page}::line 17")[0] == 0 and not kept.exists()  # one cell of six
     changes = f"from pathlib import Path; Path({str(project / 'quantlib' / 'other.py')!r}).write_text('')"

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.lesson_pages import has_cells, read_page
-from tests.test_lesson_plugin import HEADER, page_text
+from page_cases import HEADER, page_text
 
 PAGE = (
     HEADER.format(kernel="python3")

@@ -9,54 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch  # noqa: F401  pytester forgets what a run imported, and PyTorch, which a recording asks for the GPU, cannot be imported twice
+from page_cases import page_text
 
 ROOT = Path(__file__).parent.parent
-
-HEADER = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: {kernel}
----
-
-# A page
-
-"""
-
-
-def page_text(*cells, kernel="python3"):
-    """A MyST page of (tags, source) cells; cell number n begins at line 16 + what stands before it."""
-    return HEADER.format(kernel=kernel) + "\n".join(
-        f"```{{code-cell}} ipython3\n:tags: [{tags}]\n\n{source}\n```\n" for tags, source in cells
-    )
 
 
 def write_page(folder, name, *cells, **options):
     path = folder / name
     path.write_text(page_text(*cells, **options), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def run(pytester):
-    """run(page, …): pytest with the plugin; exit status, {line of the page: outcome}, all that was printed."""
-
-    def run(*arguments):
-        result = pytester.runpytest_inprocess(
-            "-p", "tests.lesson_plugin", "-p", "no:cacheprovider", "-rA", *map(str, arguments)
-        )
-        text = result.stdout.str()
-        outcomes = re.findall(r"^(PASSED|FAILED|ERROR) \S+?::(?:line )?(\w+)", text, re.MULTILINE)
-        return result.ret, {item: outcome.lower() for outcome, item in outcomes}, text
-
-    return run
 
 
 def complains(text, line, reason):
