@@ -32,7 +32,7 @@ test-older-cpus: $(READY) ## run what depends on the CPU again, as CPUs without 
 	$(BIN)/python tests/older_cpus.py $(TEST_ARGS)
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
-	$(BIN)/python -m quantlib.record $(RECORD)
+	$(BIN)/python -m quantlib.record $(if $(RECORD),"$(RECORD)")
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
 	-$(BIN)/python -m quantlib.kernels.compiled

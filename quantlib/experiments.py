@@ -1,7 +1,7 @@
 """Experiments too slow for a page: short functions that `make record` runs. Start from :func:`experiment`.
 
 They live in lessons/experiments/part_NN.py, one file a page. The page shows the function (:func:`show_experiment`),
-reads what it returned (records.py), and runs the same function on a small piece (:func:`load_experiment`).
+reads what it gave (records.py), and runs the same function on a small piece (:func:`load_experiment`).
 """
 
 from __future__ import annotations
@@ -9,87 +9,122 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantlib.fingerprint import fingerprint
+import numpy as np
+import torch
+
 from quantlib.lesson_files import lessons_folder
 
-PACKAGE = Path(__file__).resolve().parent
-COMMENT = re.compile(r"[ \t]*//.*")
 NAME = re.compile(r"[A-Za-z]\w*\.[A-Za-z]\w*", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
-    """A function whose result is recorded. Calling it runs it.
+    """A function that yields (row, value), one row of a table after the other. Calling it runs it.
 
-    function   f(loaded, *, a=1, b=2) with a model, f(*, a=1, b=2) without
+    function   f(loaded, rows, *, a=1, b=2): without `loaded` if it measures no model. Without rows, f(loaded, *, a=1)
+               returns a mapping, all at once
     name       file and function: "part_01.perplexity_of_grids"
-    sources    the quantlib modules whose change makes its record stale: ("grid", "evaluate"); with a module, the C++
-               file of the same name
+    rows       the names of all rows
     model      the name of the lesson model it measures, or None
-    seed       torch, NumPy and random are seeded with it before a recording
+    seed       torch, NumPy and random are seeded with it before every row of a recording
+    miniature  parameters with which all rows take a blink on quantlib.miniature's model: what they then give is kept
+               with the record, which is stale when it moves by more than the tolerance (times the number, above 1).
+               None: the record is a fact of its date and machine, never stale
     """
 
     function: Callable[..., object]
     name: str
-    sources: tuple[str, ...]
+    rows: tuple[str, ...]
     model: str | None
     seed: int
+    miniature: Mapping[str, object] | None
+    tolerance: float
 
-    def __call__(self, *args: object, **parameters: object) -> object:
-        return self.function(*args, **parameters)
+    def __call__(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> dict[str, object]:
+        """{row: value} of the rows that are named, by default of all."""
+        return dict(self.run(*loaded, rows=rows, **parameters))
+
+    def run(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
+        """(row, value) of the rows that are named, by default of all. ValueError for a row that is none."""
+        if not self.rows:
+            yield from self.function(*loaded, **parameters).items()
+            return
+        rows = tuple(rows) or self.rows
+        for row in rows:
+            if row not in self.rows:
+                raise ValueError(f"{row!r} is no row of {self.name}: there are {', '.join(self.rows)}")
+        yield from self.function(*loaded, rows, **parameters)
+
+    def seeded(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
+        """The same, each row from the seed, so that it does not matter which rows went before."""
+        results = self.run(*loaded, rows=rows, **parameters)
+        while True:
+            random.seed(self.seed)
+            np.random.seed(self.seed)
+            torch.manual_seed(self.seed)
+            try:
+                yield next(results)
+            except StopIteration:
+                return
 
     @property
     def parameters(self) -> dict[str, object]:
         """The defaults of the function's parameters, which a recording uses."""
-        return {
-            name: p.default
-            for name, p in inspect.signature(self.function).parameters.items()
-            if p.default is not p.empty
-        }
+        given = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in given if p.default is not p.empty}
+
+    @property
+    def code(self) -> str:
+        """The function as it stands, without its decorator."""
+        return "def " + inspect.getsource(self.function).partition("\ndef ")[2].rstrip()
 
 
 def experiment(
-    *, sources: Sequence[str], model: str | None = None, seed: int = 0
+    *,
+    rows: Iterable[str] = (),
+    model: str | None = None,
+    miniature: Mapping[str, object] | None = None,
+    tolerance: float = 1e-5,
+    seed: int = 0,
 ) -> Callable[[Callable[..., object]], Experiment]:
     """Mark a function of lessons/experiments/part_NN.py as an experiment.
 
-        @experiment(sources=("grid", "evaluate"), model="SmolLM2-135M-Instruct")
-        def perplexity_of_grids(loaded, *, bits=(8, 4), windows=8): ...
+        @experiment(rows=GRIDS, model="SmolLM2-135M-Instruct", miniature={"windows": 2})
+        def perplexity_of_grids(loaded, rows, *, windows=8): ...
 
-    Raises TypeError or ValueError if a source is no module of quantlib, the model none of the lessons' (a record needs
-    its checksum), or a parameter has no default.
+    A row that the table GRIDS gains leaves the record of the others as it is. Raises ValueError if the model is none of
+    the lessons' (a record needs its checksum), TypeError if a parameter has no default.
     """
-    if isinstance(sources, str):
-        raise TypeError(f"sources must be a tuple of module names, got {sources!r}: write ({sources!r},)")
-    for source in sources:
-        _source_file(source)
     if model is not None and lesson_model_checksum(model) is None:
         raise ValueError(f"model={model!r} is no lesson model: name one that quantlib.zoo keeps, or None")
+    rows = tuple(rows)
 
     def mark(function: Callable[..., object]) -> Experiment:
         name = f"{Path(function.__code__.co_filename).stem}.{function.__name__}"
-        given = list(inspect.signature(function).parameters.values())[0 if model is None else 1 :]
-        for parameter in given:
+        parameters = list(inspect.signature(function).parameters.values())
+        for parameter in parameters[(model is not None) + bool(rows) :]:
             if parameter.default is parameter.empty:
                 raise TypeError(
                     f"parameter {parameter.name!r} of experiment {name} has no default: give it the recorded value"
                 )
-        return Experiment(function, name, tuple(sources), model, seed)
+        return Experiment(function, name, rows, model, seed, miniature, tolerance)
 
     return mark
 
 
 def load_experiment(name: str) -> Experiment:
     """The experiment of this name, from its file in lessons/experiments/. ValueError if there is none."""
-    found = {e.name: e for e in load_experiments(experiment_file(name))}
+    file = experiment_file(name)
+    found = {e.name: e for e in load_experiments(file)}
     if name not in found:
-        raise ValueError(f"{name!r} is no experiment: {experiment_file(name).name} has {', '.join(found) or 'none'}")
+        raise ValueError(f"{name!r} is no experiment: {file.name} has {', '.join(found) or 'none'}")
     return found[name]
 
 
@@ -107,22 +142,20 @@ def show_experiment(name: str) -> None:
     """Display an experiment's source in a page, highlighted where the page can, plain text elsewhere."""
     from IPython.display import display
 
-    text = experiment_file(name).read_text(encoding="utf-8")
-    nodes = {node.name: node for node in _experiment_nodes(ast.parse(text))}
-    function = name.partition(".")[2]
-    if function not in nodes:
-        raise ValueError(f"{name!r} is no experiment: {experiment_file(name).name} has {', '.join(nodes) or 'none'}")
-    source = "\n".join(text.split("\n")[slice(*_lines(nodes[function]))])
+    source = inspect.getsource(load_experiment(name).function).rstrip()
     display({"text/plain": source, "text/markdown": f"````python\n{source}\n````"}, raw=True)
 
 
-def fingerprints(of: Experiment) -> dict[str, str]:
-    """The fingerprint of each file that an experiment's record depends on."""
-    own = f"experiments/{of.name.partition('.')[0]}.py"
-    modules = [_source_file(source) for source in of.sources]
-    parts = [part for module in modules for part in (module, module.with_suffix(".cpp")) if part.is_file()]
-    files = [own, *(part.relative_to(PACKAGE.parent).as_posix() for part in parts)]
-    return {file: fingerprint_of(file, of.name) for file in files}
+def meaning(source: str) -> str:
+    """What Python says, without comments, docstrings and layout; what is not Python (a cell's magic) as it stands."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # ValueError: a null byte
+        return "\n".join(line.rstrip() for line in source.strip().splitlines())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and _is_text(s.value))] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def lesson_model_checksum(name: str) -> str | None:
@@ -144,65 +177,5 @@ def experiment_file(name: str) -> Path:
     return file
 
 
-def _source_file(source: str) -> Path:
-    path = PACKAGE.joinpath(*source.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return file
-    raise ValueError(
-        f"sources names {source!r}, but quantlib has no module of that name: write it as after `quantlib.`"
-    )
-
-
-def fingerprint_of(file: str, name: str) -> str | None:
-    """Of a file as fingerprints() names it; of the experiment's own file, only what the experiment uses."""
-    path = lessons_folder() / file if file.startswith("experiments/") else PACKAGE.parent / file
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".cpp":
-        return fingerprint(COMMENT.sub("", text))
-    return fingerprint(_used_by(name.partition(".")[2], text) if file.startswith("experiments/") else text)
-
-
-def _used_by(function: str, text: str) -> str:
-    """The file's text without the functions, classes and constants that this function does not reach by name.
-
-    So a new experiment in a file, or a helper of another, makes no record stale. Statements that define nothing
-    (imports, calls) stay.
-    """
-    nodes = [(node, _defined_by(node)) for node in ast.parse(text).body]
-    needed, before = {function}, set()
-    while needed != before:
-        before = set(needed)
-        kept = [node for node, names in nodes if not names or names & needed]
-        needed |= {n.id for node in kept for n in ast.walk(node) if isinstance(n, ast.Name)}
-    dropped = {i for node, _ in nodes if node not in kept for i in range(*_lines(node))}
-    return "\n".join(line for i, line in enumerate(text.split("\n")) if i not in dropped)
-
-
-def _defined_by(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement gives a meaning, imports left out."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    targets = (
-        node.targets
-        if isinstance(node, ast.Assign)
-        else [node.target]
-        if isinstance(node, (ast.AnnAssign, ast.AugAssign))
-        else []
-    )
-    return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-
-
-def _experiment_nodes(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and any(
-            isinstance(d, ast.Call) and getattr(d.func, "id", "") == "experiment" for d in node.decorator_list
-        ):
-            yield node
-
-
-def _lines(node: ast.stmt) -> tuple[int, int]:
-    """First and one past the last of a statement's lines, its decorators included, counted from 0."""
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]) - 1, node.end_lineno
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -41,7 +41,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write readable JSON; a reader of the path sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")  # what a killed writer leaves, the next one overwrites
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

@@ -1,90 +1,87 @@
 """`make record`: run the slow experiments, then record what the pages print. Start from :func:`main`.
 
-python -m quantlib.record                               experiments whose record is missing or stale, then every page
-python -m quantlib.record part_01.perplexity_of_grids   this experiment, fresh or not, then its page
-python -m quantlib.record part_01                       all experiments of page 01, then the page
-python -m quantlib.record index                         what the page prints, no experiment
+python -m quantlib.record                                     rows that are missing or stale, then every page
+python -m quantlib.record part_01                             the same of page 01; times are measured anew
+python -m quantlib.record part_01.perplexity_of_grids         the same of one experiment, then its page
+python -m quantlib.record "part_01.perplexity_of_grids:4 64"  one row of it, stale or not
+python -m quantlib.record index                               what the page prints, no experiment
+
+Every row is written as soon as it is there: what was interrupted goes on when it is called again.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
+from tqdm import tqdm
 
-from quantlib.experiments import Experiment, fingerprints, lesson_model_checksum, load_experiments
+from quantlib.experiments import Experiment, lesson_model_checksum, load_experiments
 from quantlib.lesson_files import lessons_folder
 from quantlib.machine import package_versions, this_machine
-from quantlib.records import Record, changes, read_record, record_file, write_record
+from quantlib.records import Record, in_words, read_record, record_file, stale_rows, write_record
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What to record: experiments with the reason for each, pages, and files that nothing makes any more."""
-
-    experiments: tuple[tuple[Experiment, str], ...]
-    pages: tuple[Path, ...]
-    leftovers: tuple[Path, ...]
+WHOLE = "all"  # the one row of an experiment without rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record what the arguments name, or what is not fresh; return 0, 1 if a page failed, 2 for an unknown name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantlib.record", description="Run slow experiments and record what the pages print."
-    )
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="name",
-        help="an experiment (part_01.perplexity_of_grids), all of a page (part_01), or a page (index)",
-    )
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser("quantlib.record", description=__doc__, formatter_class=layout)
+    parser.add_argument("names", nargs="*", metavar="name")
     names = parser.parse_args(arguments).names
     try:
-        plan = plan_for(names, lessons_folder())
+        experiments, pages, unneeded = plan_for(names, lessons_folder())
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    for number, (which, reason) in enumerate(plan.experiments, 1):
-        print(f"[{number}/{len(plan.experiments)}] {which.name}: {reason}, running …", flush=True)
-        record = run(which)
-        write_record(record, record_file(which.name))
-        print(f"      {record.seconds:.0f} s, kept in {record_file(which.name)}", flush=True)
-    if not names and not plan.experiments:
+    for number, (which, reasons) in enumerate(experiments, 1):
+        print(f"[{number}/{len(experiments)}] {which.name}: {in_words(reasons)}", flush=True)
+        run(which, reasons)
+    if not names and not experiments:
         print("All experiments have fresh records.", flush=True)
-    for file in plan.leftovers:
+    for file in unneeded:
         file.unlink()
         print(f"Removed {file}: nothing makes it any more.", flush=True)
-    return record_pages(plan.pages)
+    return record_pages(pages)
 
 
-def plan_for(names: Sequence[str], lessons: Path) -> Plan:
-    """What the names ask for; without names, all that is missing or stale. ValueError for a name that is nothing."""
-    experiments = all_experiments(lessons)
-    pages = sorted(lessons.glob("*.md"))
+def plan_for(
+    names: Sequence[str], lessons: Path
+) -> tuple[list[tuple[Experiment, dict[str, str]]], list[Path], list[Path]]:
+    """Experiments with the reasons by row, pages, and files that nothing makes any more: all, or what is named.
+
+    ValueError for a name that is nothing.
+    """
+    experiments, pages = all_experiments(lessons), sorted(lessons.glob("*.md"))
     if not names:
-        reasons = [(e, reason) for e in experiments if (reason := why_record(e))]
-        return Plan(tuple(reasons), tuple(pages), tuple(leftovers(experiments, pages, lessons)))
-    chosen: dict[str, Experiment] = {}
+        stale = [(e, reasons) for e in experiments if (reasons := why_record(e))]
+        return stale, pages, leftovers(experiments, pages, lessons)
+    chosen: dict[Experiment, dict[str, str]] = {}
     renewed: list[Path] = []
-    for name in names:
+    for name, _, row in (name.partition(":") for name in names):
         matching = [e for e in experiments if name in (e.name, e.name.partition(".")[0])]
-        chosen |= {e.name: e for e in matching}
         part = name.partition(".")[0].removeprefix("part_")
         own = [page for page in pages if page.stem == name or (matching and page.stem.startswith(f"{part}-"))]
         if not matching and not own:
             known = [*(e.name for e in experiments), *(page.stem for page in pages)]
             raise ValueError(f"{name!r} is no experiment and no page: there are {', '.join(known) or 'none'}")
+        having = [e for e in matching if not row or row in e.rows]
+        if row and not having:
+            known = [known for e in matching for known in e.rows]
+            raise ValueError(f"{row!r} is no row of {name}: there are {', '.join(known) or 'none'}")
+        for e in having:
+            asked = [row] if row else e.rows or [WHOLE]
+            again = dict.fromkeys(asked, "asked for") if row or e.miniature is None else why_record(e)
+            chosen[e] = chosen.get(e, {}) | again
         renewed += own
-    return Plan(tuple((e, "asked for") for e in chosen.values()), tuple(dict.fromkeys(renewed)), ())
+    return [(e, reasons) for e, reasons in chosen.items() if reasons], list(dict.fromkeys(renewed)), []
 
 
 def all_experiments(lessons: Path) -> list[Experiment]:
@@ -92,16 +89,28 @@ def all_experiments(lessons: Path) -> list[Experiment]:
     return [e for file in sorted((lessons / "experiments").glob("part_*.py")) for e in load_experiments(file)]
 
 
-def why_record(which: Experiment) -> str:
-    """Why an experiment has to be recorded: "no record yet", "quantlib/grid.py changed"; empty if it is fresh."""
-    file = record_file(which.name)
-    if not file.exists():
-        return "no record yet"
+def why_record(which: Experiment) -> dict[str, str]:
+    """The rows that have to be recorded, with the reasons: runs the miniature. Empty if the record is fresh."""
     try:
-        record = read_record(file)
+        return stale_rows(read_record(record_file(which.name)), which, miniature_of(which))
+    except FileNotFoundError:
+        return dict.fromkeys(which.rows or [WHOLE], "no record yet")
     except ValueError as error:
-        return str(error)
-    return ", ".join(changes(record))
+        return dict.fromkeys(which.rows or [WHOLE], str(error))
+
+
+def miniature_of(which: Experiment) -> dict[str, object] | None:
+    """{row: what it gives on the model of quantlib.miniature}, or None for an experiment without a miniature."""
+    from quantlib.miniature import miniature
+
+    if which.miniature is None:
+        return None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work is not worth sharing, and on a busy machine takes ten times as long
+    try:
+        return dict(which.seeded(*[miniature()][: which.model is not None], **which.miniature))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def leftovers(experiments: Sequence[Experiment], pages: Sequence[Path], lessons: Path) -> list[Path]:
@@ -110,33 +119,55 @@ def leftovers(experiments: Sequence[Experiment], pages: Sequence[Path], lessons:
     return [file for file in sorted((lessons / "recorded").glob("*.json")) if file.name not in wanted]
 
 
-def run(which: Experiment) -> Record:
-    """Run an experiment on the CPU, from its seed, and keep all that its result depended on."""
+def run(which: Experiment, rows: Iterable[str]) -> Record:
+    """Record rows of an experiment on the CPU, each from the seed. The record is written after every row.
+
+    Other rows stay as they are, each with the miniature it was made with: what was stale still is.
+    """
     from quantlib.zoo import load_model
 
+    file, rows, now = record_file(which.name), [*rows], miniature_of(which)
+    kept = {} if not which.rows else _other_rows(which, rows)  # row -> value, miniature, made
     loaded = [] if which.model is None else [load_model(which.model, device="cpu")]
-    random.seed(which.seed)
-    np.random.seed(which.seed)
-    torch.manual_seed(which.seed)
-    before = fingerprints(which)  # of the files as they are read now, even if someone edits them meanwhile
-    start = time.perf_counter()
-    values = which(*loaded)
-    seconds = round(time.perf_counter() - start, 1)
-    checksum = None if which.model is None else lesson_model_checksum(which.model)
-    today = datetime.now(UTC).date().isoformat()
-    return Record(
-        which.name,
-        values,
-        which.parameters,
-        which.seed,
-        which.model,
-        checksum,
-        this_machine(),
-        package_versions(),
-        today,
-        seconds,
-        before,
-    )
+    code = tuple(which.code.split("\n"))  # as it was read, even if someone edits it meanwhile
+    machine, start = this_machine(), time.perf_counter()
+    results = which.seeded(*loaded, rows=rows if which.rows else ())
+    for row, value in tqdm(results, which.name, len(rows), unit="row", disable=None):
+        today = datetime.now(UTC).date().isoformat()
+        seconds, start = time.perf_counter() - start, time.perf_counter()
+        kept[row] = value, now and now[row], f"{today} on {machine.cpu} in {seconds:.0f} s"
+        rows_there = [name for name in which.rows or kept if name in kept]
+        values, small, how = ({name: kept[name][i] for name in rows_there} for i in range(3))
+        record = Record(
+            name=which.name,
+            values=values,
+            parameters=which.parameters,
+            seed=which.seed,
+            model=which.model,
+            model_checksum=lesson_model_checksum(which.model),
+            code=code,
+            miniature=now and small,
+            made=how,
+            machine=machine,
+            versions=package_versions(),
+            date=today,
+        )
+        if which.rows:
+            write_record(record, file)
+        if not sys.stderr.isatty():
+            print(f"      {row}: {seconds:.0f} s", flush=True)
+    write_record(record, file)
+    return record
+
+
+def _other_rows(which: Experiment, rows: Sequence[str]) -> dict[str, tuple[object, object, str]]:
+    """What the record has of rows besides these, if the experiment still says what it said."""
+    try:
+        old = read_record(record_file(which.name))
+    except (FileNotFoundError, ValueError):
+        return {}
+    kept = old.values.keys() - stale_rows(old, which).keys() - {*rows}
+    return {row: (old.values[row], old.miniature and old.miniature[row], old.made[row]) for row in kept}
 
 
 def record_pages(pages: Sequence[Path]) -> int:

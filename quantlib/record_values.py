@@ -1,8 +1,8 @@
-"""What an experiment returns, as JSON and back, bit for bit. Start from :func:`to_json` and :func:`from_json`.
+"""What an experiment gives, as JSON and back, bit for bit. Start from :func:`to_json` and :func:`from_json`.
 
-Numbers and words stay readable. An array becomes {"$array": {"dtype", "shape", "base64"}} of its little-endian
-bytes, so that the loss of 8,184 tokens takes 44 kB and comes back exact; NaN and infinities, which JSON lacks,
-become {"$float": "nan"}.
+Numbers and words stay readable. An array becomes {"$array": {"dtype", "shape", "base64"}} of its bytes, little-endian
+as on every CPU of the lessons, so that the loss of 8,184 tokens takes 44 kB and comes back exact; NaN and infinities,
+which JSON lacks, become {"$float": "nan"}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import base64
 import binascii
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -88,13 +87,8 @@ def _array_to_json(tensor: Tensor, where: str) -> dict[str, object]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise TypeError(f"{where} is a tensor of {dtype}: convert it to one of {', '.join(DTYPES)}")
-    flat = tensor.detach().cpu().contiguous().reshape(-1)  # [elements]
-    raw = _little_endian(flat.view(torch.uint8), tensor.element_size())  # [elements * bytes each]
-    return {
-        "dtype": dtype,
-        "shape": list(tensor.shape),
-        "base64": base64.b64encode(raw.numpy().tobytes()).decode("ascii"),
-    }
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # [elements * bytes each]
+    return {"dtype": dtype, "shape": list(tensor.shape), "base64": base64.b64encode(raw.numpy()).decode("ascii")}
 
 
 def _array_from_json(array: dict[str, object]) -> Tensor:
@@ -107,12 +101,4 @@ def _array_from_json(array: dict[str, object]) -> Tensor:
         raise ValueError(f"an array of {array['dtype']} {list(shape)} does not take {len(raw)} bytes, which are there")
     if not raw:
         return torch.empty(shape, dtype=dtype)
-    stored = torch.frombuffer(bytearray(raw), dtype=torch.uint8)  # [elements * bytes each]
-    return _little_endian(stored, dtype.itemsize).view(dtype).reshape(shape)
-
-
-def _little_endian(raw: Tensor, size: int) -> Tensor:
-    """Bytes of values of so many bytes each, from this machine's order to little-endian or back: the same swap."""
-    if sys.byteorder == "little" or size == 1:
-        return raw
-    return raw.reshape(-1, size).flip(1).reshape(-1)  # [values, bytes] and back
+    return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)

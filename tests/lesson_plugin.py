@@ -24,7 +24,6 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from quantlib.fingerprint import fingerprint
 from quantlib.lesson_files import remedy
 from quantlib.zoo import LESSON_MODEL
 from tests.book_run import BookRun, about_the_last
@@ -107,7 +106,7 @@ class Page(IPyNbFile):
         for cell in self.checked:
             cell.cell.execution_count = 1  # nbval compares only cells that say they ran
         try:
-            matched = match_cells([cell.fingerprint for cell in self.checked], read_recording(self.path))
+            matched = match_cells([cell.cell.source for cell in self.checked], read_recording(self.path))
         except ValueError as error:
             for cell in self.checked:
                 cell.unrecorded = "has no recorded output that can be read"
@@ -115,7 +114,7 @@ class Page(IPyNbFile):
         for number, cell in enumerate(self.checked):
             cell.recorded, cell.unrecorded = matched.cells.get(number), matched.reasons.get(number, "")
         mend = remedy(self.path.stem)
-        return [f"a recorded cell is no longer in the page ({cell.starts}): {mend}" for cell in matched.gone]
+        return [f"a recorded cell is no longer in the page ({cell.source.splitlines()[0]}): {mend}" for cell in matched.gone]
 
 
 class Cell(IPyNbCell):
@@ -128,10 +127,6 @@ class Cell(IPyNbCell):
         cell.recorded, cell.unrecorded = None, ""  # a CheckedCell, or why there is none
         cell.started = cell.passed = False
         return cell
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.cell.source)
 
     def runtest(self) -> None:
         for earlier in self.parent.cells[: self.cell_num]:
@@ -215,10 +210,7 @@ class Recording(pytest.Item):
         if missing:
             at = missing[0].line
             raise RecordingError(f"{page.path.name} is not recorded: the cell at line {at} failed or did not run")
-        cells = [
-            CheckedCell(cell.cell.source.split("\n")[0], cell.fingerprint, comparable(cell.test_outputs))
-            for cell in page.checked
-        ]
+        cells = [CheckedCell(cell.cell.source, comparable(cell.test_outputs)) for cell in page.checked]
         written = write_recording(page.path, cells, [cell.rtol for cell in page.checked])
         what = f"{os.path.relpath(recording_file(page.path))}: {'written' if written else 'unchanged'}"
         self.add_report_section("call", RECORDING, what)

@@ -1,7 +1,8 @@
 """What the checked cells of a page printed when it was recorded. Start from :func:`read_recording`.
 
-lessons/recorded/<page>.outputs.json holds, for each checked cell in the page's order, a fingerprint of its source and
-its outputs, line by line, so that a change reads well in a diff. `make record` writes it.
+lessons/recorded/<page>.outputs.json holds, for each checked cell in the page's order, its source and its outputs, line
+by line, so that a change reads well in a diff. Another comment in a cell is no change (quantlib.experiments.meaning).
+`make record` writes it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from quantlib.experiments import meaning
 from quantlib.lesson_files import read_json, remedy, write_json
 from quantlib.machine import package_versions, this_machine
 from tests.lesson_outputs import differences
@@ -19,10 +21,9 @@ from tests.lesson_outputs import differences
 
 @dataclass(frozen=True)
 class CheckedCell:
-    """A checked cell as recorded: its first line (for the reader of the file), its fingerprint, its outputs."""
+    """A checked cell as recorded: its source, its outputs."""
 
-    starts: str
-    fingerprint: str
+    source: str
     outputs: tuple[Mapping[str, str], ...]
 
 
@@ -53,9 +54,7 @@ def read_recording(page: Path) -> list[CheckedCell]:
     try:
         cells = read_json(file, remedy(page.stem))["cells"]
         return [
-            CheckedCell(
-                c["starts"], c["fingerprint"], tuple({k: "\n".join(v) for k, v in o.items()} for o in c["outputs"])
-            )
+            CheckedCell("\n".join(c["source"]), tuple({k: "\n".join(v) for k, v in o.items()} for o in c["outputs"]))
             for c in cells
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -71,7 +70,7 @@ def write_recording(page: Path, cells: Sequence[CheckedCell], tolerances: Sequen
         old = read_recording(page)
     except ValueError:
         old = []
-    before = match_cells([cell.fingerprint for cell in cells], old).cells
+    before = match_cells([cell.source for cell in cells], old).cells
     kept = [_keep(before.get(i), cell, rtol) for i, (cell, rtol) in enumerate(zip(cells, tolerances, strict=True))]
     if kept == old and recording_file(page).exists() == bool(cells):
         return False
@@ -86,7 +85,11 @@ def write_recording(page: Path, cells: Sequence[CheckedCell], tolerances: Sequen
             "machine": asdict(this_machine()),
             "versions": package_versions(),
             "cells": [
-                {**asdict(c), "outputs": [{k: v.split("\n") for k, v in o.items()} for o in c.outputs]} for c in kept
+                {
+                    "source": c.source.split("\n"),
+                    "outputs": [{k: v.split("\n") for k, v in o.items()} for o in c.outputs],
+                }
+                for c in kept
             ],
         },
     )
@@ -96,13 +99,14 @@ def write_recording(page: Path, cells: Sequence[CheckedCell], tolerances: Sequen
 def _keep(old: CheckedCell | None, new: CheckedCell, rtol: float | None) -> CheckedCell:
     if old is None or differences(old.outputs, new.outputs, rtol):
         return new
-    return CheckedCell(new.starts, new.fingerprint, old.outputs)
+    return CheckedCell(new.source, old.outputs)
 
 
 def match_cells(page_cells: Sequence[str], recorded: Sequence[CheckedCell]) -> Matched:
-    """Recorded cells for the fingerprints of a page's checked cells, by content and order."""
+    """Recorded cells for the sources of a page's checked cells, by what they say and their order."""
     cells, reasons, gone = {}, {}, []
-    comparison = difflib.SequenceMatcher(None, [c.fingerprint for c in recorded], list(page_cells), autojunk=False)
+    before, after = [meaning(c.source) for c in recorded], [meaning(source) for source in page_cells]
+    comparison = difflib.SequenceMatcher(None, before, after, autojunk=False)
     for what, a, b, c, d in comparison.get_opcodes():
         if what == "equal":
             cells |= dict(zip(range(c, d), recorded[a:b], strict=True))

@@ -1,40 +1,37 @@
-"""Experiments: found by name, shown as they stand, and fingerprinted by what they use."""
+"""Experiments: found by name, run row by row, shown as they stand; and what their code says."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
-import quantlib.experiments as experiments
-from quantlib.experiments import experiment, fingerprints, load_experiment, load_experiments, show_experiment
+from quantlib.experiments import experiment, load_experiment, load_experiments, meaning, show_experiment
 
 FILE = '''\
 """What part 1 measures."""
 
-import math
+import random
 
 from quantlib.experiments import experiment
 
-LEVELS = {8: 256}
-LEVELS |= {4: 16}
-OTHER = 3
+LEVELS = {"8": 256, "4": 16}
 
 
-def noise(bits):
-    return 1 / LEVELS[bits] ** 2 / 12
-
-
-def unused(x):
-    return OTHER * x
-
-
-@experiment(sources=("grid",), seed=7)
-def error_of_bits(*, bits=(8, 4)):
+@experiment(
+    rows=LEVELS,
+    seed=7,
+)
+def error_of_bits(rows, *, divisor=12):
     """Uniform noise."""
-    # one figure a width
-    return {str(b): noise(b) for b in bits}
+    for row in rows:
+        # one figure a width
+        yield row, 1 / LEVELS[row] ** 2 / divisor
 
 
-@experiment(sources=())
+@experiment()
 def neighbour(*, x=1):
-    return {"y": unused(x)}
+    return {"y": x}
 '''
 
 
@@ -50,14 +47,28 @@ def lessons(tmp_path, monkeypatch):
 
 def test_an_experiment_runs_as_a_function_on_any_piece(lessons):
     run = load_experiment("part_01.error_of_bits")
-    assert run() == {"8": 1 / 786432, "4": 1 / 3072} and run(bits=(4,)) == {"4": 1 / 3072}
-    assert (run.name, run.sources, run.model, run.seed, run.parameters) == (
+    assert run() == {"8": 1 / 786432, "4": 1 / 3072} and run(rows=["4"], divisor=3) == {"4": 1 / 768}
+    assert (run.name, run.rows, run.model, run.seed, run.parameters, run.miniature) == (
         "part_01.error_of_bits",
-        ("grid",),
+        ("8", "4"),
         None,
         7,
-        {"bits": (8, 4)},
+        {"divisor": 12},
+        None,
     )
+    assert load_experiment("part_01.neighbour")(x=3) == {"y": 3}
+    with pytest.raises(ValueError, match=r"'2' is no row of part_01\.error_of_bits: there are 8, 4"):
+        run(rows=["4", "2"])
+
+
+def test_a_row_is_the_same_whichever_went_before():
+    @experiment(rows=["a", "b", "c"], seed=5)
+    def drawn(rows):
+        for row in rows:
+            yield row, (random.random(), np.random.rand(), torch.rand(()).item())
+
+    every = dict(drawn.seeded())
+    assert dict(drawn.seeded(rows=["c"])) == {"c": every["c"]} and every["a"] == every["b"]
 
 
 def test_a_file_gives_its_experiments_in_order(lessons):
@@ -89,80 +100,57 @@ def test_what_a_page_shows_is_the_source_as_it_stands(lessons, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     show_experiment("part_01.error_of_bits")
-    source = FILE[FILE.index('@experiment(sources=("grid",)') : FILE.index("\n\n\n@experiment(sources=())")]
+    source = FILE[FILE.index("@experiment(\n") : FILE.index("\n\n\n@experiment()")]
     assert shown == [{"text/plain": source, "text/markdown": f"````python\n{source}\n````"}]
-    with pytest.raises(ValueError, match=r"part_01\.py has error_of_bits, neighbour"):
+    with pytest.raises(ValueError, match=r"part_01\.py has part_01\.error_of_bits, part_01\.neighbour"):
         show_experiment("part_01.noise")
+    assert load_experiment("part_01.error_of_bits").code == source[source.index("def ") :]
+
+
+CODE = '''\
+def f(x, *, bits=4):
+    """What f does."""
+    if x:
+        """Only said."""
+    return f"{x:.3f}" + ("a"
+        "b")
+'''
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("# one figure a width", "# each width"),
-        ('"""Uniform noise."""', '"""Noise that is uniform."""'),
-        ("return OTHER * x", "return OTHER + x"),  # only the neighbour uses it
-        ("OTHER = 3", "OTHER = 4"),
-        ("def neighbour(*, x=1)", "def neighbour(*, x=2)"),
-        ("\n\n\n@experiment(sources=())", "\n\n\ndef later(): ...\n\n\n@experiment(sources=())"),
+        ("What f does.", "What it does."),
+        ("    if x:\n", "    # why\n    if x:\n\n"),
+        ('("a"\n        "b")', '("ab")'),
+        ('"""Only said."""', "pass"),
+        ("x, *, bits=4", "x, *,\n      bits = 4,"),
     ],
 )
-def test_what_an_experiment_does_not_use_leaves_it_fresh(lessons, old, new):
-    before = fingerprints(load_experiment("part_01.error_of_bits"))
-    assert old in FILE
-    (lessons / "experiments" / "part_01.py").write_text(FILE.replace(old, new))
-    assert fingerprints(load_experiment("part_01.error_of_bits")) == before
+def test_comments_docstrings_and_layout_mean_nothing(old, new):
+    assert old in CODE and meaning(CODE.replace(old, new)) == meaning(CODE)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("{str(b): noise(b)", "{str(b): 2 * noise(b)"),
-        ("seed=7", "seed=8"),
-        ("bits=(8, 4)", "bits=(8, 4, 8)"),
-        ("** 2 / 12", "** 2 / 13"),  # through noise
-        ("{4: 16}", "{4: 15}"),  # through noise and LEVELS
-        ("import math", "import cmath"),
-    ],
+    ("old", "new"), [("bits=4", "bits=8"), ("if x", "if not x"), (".3f", ".2f"), ('"b"', '"c"'), ("def f", "def g")]
 )
-def test_what_an_experiment_uses_makes_it_stale(lessons, old, new):
-    before = fingerprints(load_experiment("part_01.error_of_bits"))
-    assert old in FILE
-    (lessons / "experiments" / "part_01.py").write_text(FILE.replace(old, new))
-    after = fingerprints(load_experiment("part_01.error_of_bits"))
-    assert after.keys() == before.keys() == {"experiments/part_01.py", "quantlib/grid.py"}
-    assert (
-        after["experiments/part_01.py"] != before["experiments/part_01.py"]
-        and after["quantlib/grid.py"] == before["quantlib/grid.py"]
-    )
+def test_everything_else_means_something(old, new):
+    assert old in CODE and meaning(CODE.replace(old, new)) != meaning(CODE)
 
 
-def test_a_source_may_be_a_package_or_a_module_in_one(tmp_path, monkeypatch):
-    package = tmp_path / "quantlib"
-    (package / "kernels").mkdir(parents=True)
-    for file in ("kernels/__init__.py", "kernels/cpu.py"):
-        (package / file).write_text("x = 1\n")
-    monkeypatch.setattr(experiments, "PACKAGE", package)
-
-    @experiment(sources=("kernels", "kernels.cpu"))
-    def layered():
-        return 1
-
-    assert layered() == 1 and layered.sources == ("kernels", "kernels.cpu")
+def test_what_is_not_python_counts_as_it_stands():
+    assert meaning("%time f(x)") != meaning("%time f(y)") and meaning("!echo it's") == meaning("!echo it's  \n")
 
 
 def test_what_could_not_be_recorded_is_refused_where_it_is_written():
-    with pytest.raises(TypeError, match=r"sources must be a tuple of module names, got 'grid': write \('grid',\)"):
-        experiment(sources="grid")
-    with pytest.raises(ValueError, match="sources names 'grit', but quantlib has no module of that name"):
-        experiment(sources=("grit",))
     with pytest.raises(ValueError, match="model='gpt2' is no lesson model"):
-        experiment(sources=(), model="gpt2")
+        experiment(model="gpt2")
     with pytest.raises(TypeError, match=r"parameter 'bits' of experiment test_experiments\.f has no default"):
 
-        @experiment(sources=())
-        def f(bits): ...
+        @experiment(rows=["a"])
+        def f(rows, bits): ...
 
-    @experiment(sources=(), model="stories15M")
-    def g(loaded, *, bits=4): ...
+    @experiment(rows=["a"], model="stories15M")
+    def g(loaded, rows, *, bits=4): ...
 
     assert g.parameters == {"bits": 4}

@@ -69,7 +69,7 @@ def test_a_recorded_page_passes_and_every_kind_of_drift_fails(tmp_path, run):
         recorded[3]["outputs"][0]["stdout"][0] = "int4"
         recorded[5]["outputs"][0]["text/plain"][0] = "13"
         del recorded[2]
-        recorded.append({"starts": "print('gone')", "fingerprint": "0", "outputs": []})
+        recorded.append({"source": ["print('gone')"], "outputs": []})
 
     edit_recording(file, drift)
     cells[4] = (CHECK, "print('source changed')")

@@ -5,8 +5,8 @@ import pytest
 from tests.lesson_recordings import CheckedCell, match_cells, read_recording, recording_file, write_recording
 
 
-def cell(fingerprint, text="1.000", starts="print(x)"):
-    return CheckedCell(starts, fingerprint, ({"stdout": text},))
+def cell(source, text="1.000"):
+    return CheckedCell(source, ({"stdout": text},))
 
 
 @pytest.fixture
@@ -28,10 +28,16 @@ def test_a_changed_cell_a_new_cell_and_a_removed_cell_are_told_apart():
     assert matched.gone == [recorded[3]]
 
 
+def test_a_cell_with_another_comment_is_the_same_cell():
+    recorded = [cell("x = 1  # so\nprint(x)")]
+    assert match_cells(["x = 1\nprint( x )"], recorded).cells == {0: recorded[0]}
+    assert match_cells(["x = 2\nprint(x)"], recorded).gone == []
+
+
 def test_what_is_written_is_read_back(page):
     cells = [
         cell("a", "two\nlines\n"),
-        CheckedCell("y", "b", ({"text/plain": "2", "text/html": "<b>2</b>"}, {"alt": "a finding"})),
+        CheckedCell("b\ny", ({"text/plain": "2", "text/html": "<b>2</b>"}, {"alt": "a finding"})),
     ]
     assert write_recording(page, cells, [None, 1e-3]) and read_recording(page) == cells
     assert [file.name for file in recording_file(page).parent.iterdir()] == [
@@ -62,11 +68,11 @@ def test_a_page_without_checked_cells_keeps_no_recording(page):
     "content",
     [
         "",
-        '{"cells": [{"starts": "x',
+        '{"cells": [{"source": ["x',
         "[]",
         "{}",
         '{"cells": [{}]}',
-        '{"cells": [{"starts": "", "fingerprint": "", "outputs": [1]}]}',
+        '{"cells": [{"source": [""], "outputs": [1]}]}',
     ],
 )
 def test_a_damaged_recording_is_named_and_replaced(page, content):

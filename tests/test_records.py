@@ -2,39 +2,53 @@
 
 import dataclasses
 import json
-import shutil
+import math
+import re
 
 import pytest
 import torch
 
-import quantlib.experiments as experiments
+from quantlib.experiments import lesson_model_checksum, load_experiment
 from quantlib.machine import Machine
 from quantlib.record_values import to_json
-from quantlib.records import Record, StaleRecord, load_record, read_record, record_file, write_record
+from quantlib.records import (
+    Record,
+    StaleRecord,
+    in_words,
+    load_record,
+    moves,
+    read_record,
+    record_file,
+    stale_rows,
+    write_record,
+)
 
 NAME = "part_01.losses"
 EXPERIMENT = '''\
 from quantlib.records import experiment
 
+ROWS = {"float": 0, "4 row": 4}
 
-@experiment(sources=("grid",), model="stories15M", seed=3)
-def losses(loaded, *, windows=8):
+
+@experiment(rows=ROWS, model="stories15M", miniature={"windows": 1}, tolerance=1e-3, seed=3)
+def losses(loaded, rows, *, windows=8):
     """One loss a window."""
-    return {"nll": loaded.model(windows)}
+    for row in rows:
+        yield row, {"nll": loaded.model(ROWS[row], windows)}
 '''
 NLL = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
 
 
+SMALL = {"float": {"nll": torch.tensor([2.0, 30.0])}, "4 row": {"nll": torch.tensor([2.5, 40.0])}}
+
+
 @pytest.fixture
 def course(tmp_path, monkeypatch):
-    """Lessons with one experiment, and a quantlib whose grid.py may be edited."""
-    lessons, package = tmp_path / "lessons", tmp_path / "quantlib"
+    """Lessons with one experiment."""
+    lessons = tmp_path / "lessons"
     (lessons / "experiments").mkdir(parents=True)
     (lessons / "index.md").touch()
     (lessons / "experiments" / "part_01.py").write_text(EXPERIMENT)
-    package.mkdir()
-    shutil.copy(experiments.PACKAGE / "grid.py", package)
-    monkeypatch.setattr(experiments, "PACKAGE", package)
     monkeypatch.setenv("QUANTLIB_LESSONS", str(lessons))
     return tmp_path
 
@@ -42,16 +56,17 @@ def course(tmp_path, monkeypatch):
 def make_record(**changed):
     fresh = {
         "name": NAME,
-        "values": {"ppl": 29.197, "nll": NLL, "verdict": "tie", "bits": [8, 4]},
+        "values": {"float": {"ppl": 29.197, "nll": NLL, "verdict": "tie", "bits": [8, 4]}, "4 row": {}},
         "parameters": {"windows": 8},
         "seed": 3,
         "model": "stories15M",
-        "model_checksum": experiments.lesson_model_checksum("stories15M"),
+        "model_checksum": lesson_model_checksum("stories15M"),
+        "code": tuple(EXPERIMENT[EXPERIMENT.index("def ") :].rstrip().split("\n")),
+        "miniature": SMALL,
+        "made": {"float": "2026-01-31 on a cpu in 12 s", "4 row": "2026-01-30 on another in 10 s"},
         "machine": Machine("a cpu", 2, ("avx2",), None),
         "versions": {"torch": "2.13.0"},
         "date": "2026-01-31",
-        "seconds": 12.5,
-        "fingerprints": experiments.fingerprints(experiments.load_experiment(NAME)),
     }
     return Record(**{**fresh, **changed})
 
@@ -60,11 +75,11 @@ def test_a_record_comes_back_whole_and_frozen(course):
     written = make_record()
     write_record(written, record_file(NAME))
     record = load_record(NAME)
-    assert torch.equal(record.values["nll"], NLL)
+    assert torch.equal(record.values["float"]["nll"], NLL)
     for field in dataclasses.fields(Record):
         assert to_json(getattr(record, field.name)) == to_json(getattr(written, field.name)), field.name
     with pytest.raises(TypeError):
-        record.values["ppl"] = 0.0
+        record.values["float"]["ppl"] = 0.0
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.date = "today"
 
@@ -74,11 +89,11 @@ def test_the_file_reads_well_and_holds_arrays_compactly(course):
     text = record_file(NAME).read_text()
     content = json.loads(text)
     assert (
-        content["values"]["ppl"] == 29.197
+        content["values"]["float"]["ppl"] == 29.197
         and content["machine"]["abilities"] == ["avx2"]
         and content["model"] == "stories15M"
     )
-    assert len(content["values"]["nll"]["$array"]["base64"]) == 216  # 160 bytes, a third more in base64
+    assert len(content["values"]["float"]["nll"]["$array"]["base64"]) == 216  # 160 bytes, a third more in base64
     assert record_file(NAME) == course / "lessons" / "recorded" / "part_01.losses.json"
 
 
@@ -90,42 +105,78 @@ def test_the_same_record_is_the_same_file(course):
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "what"),
+    ("old", "new", "what"),
     [
-        ("lessons/experiments/part_01.py", "windows=8", "windows=9", r"experiments/part_01\.py changed"),
-        ("quantlib/grid.py", "import torch", "import torch as torch", r"quantlib/grid\.py changed"),
-        ("quantlib/grid.py", None, None, r"quantlib/grid\.py is gone"),
+        ("windows=8", "windows=9", r"the experiment has another function and another parameters \(float, 4 row\)"),
+        ("seed=3", "seed=4", r"the experiment has another parameters \(float, 4 row\)"),
+        ("(ROWS[row], windows)", "(ROWS[row], windows + 1)", r"the experiment has another function"),
+        ('"4 row": 4', '"4 row": 4, "4 64": 5', r"no record yet \(4 64\)"),
     ],
 )
-def test_a_change_of_code_makes_it_stale(course, file, old, new, what):
+def test_another_experiment_makes_it_stale(course, old, new, what):
     write_record(make_record(), record_file(NAME))
-    path = course / file
-    if old is None:
-        path.unlink()
-    else:
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new, 1))
+    assert old in EXPERIMENT
+    (course / "lessons" / "experiments" / "part_01.py").write_text(EXPERIMENT.replace(old, new))
     with pytest.raises(
         StaleRecord,
-        match=rf"the record part_01\.losses of 2026-01-31 is stale: {what}; run `make record RECORD=part_01\.losses`",
+        match=rf"the record part_01\.losses of 2026-01-31 is stale: {what}.*; run `make record RECORD=part_01\.losses`",
     ):
         load_record(NAME)
 
 
-def test_comments_and_docstrings_leave_it_fresh(course):
+def test_comments_docstrings_and_neighbours_leave_it_fresh(course):
     write_record(make_record(), record_file(NAME))
     (course / "lessons" / "experiments" / "part_01.py").write_text(
-        EXPERIMENT.replace("One loss a window", "A loss for each window") + "# the end\n"
-    )
-    (course / "quantlib" / "grid.py").write_text(
-        '"""Another introduction."""\n' + (course / "quantlib" / "grid.py").read_text().partition('"""\n')[2]
+        EXPERIMENT.replace("One loss a window", "A loss for each window") + "# the end\n\ndef other(): ...\n"
     )
     assert load_record(NAME).seed == 3
 
 
+def test_a_row_whose_miniature_moved_is_stale_by_name_with_both_numbers_and_the_tolerance(course):
+    record, which = make_record(), load_experiment
+    within = {"float": {"nll": torch.tensor([2.001, 30.029])}, "4 row": {"nll": torch.tensor([2.5, 40.1])}}
+    stale = stale_rows(record, which(NAME), within)
+    assert stale == {
+        "4 row": "its miniature moved: nll.1 is 40.099998474121094, was 40.0, the tolerance is 0.001",
+    }
+    assert stale_rows(record, which(NAME), SMALL) == stale_rows(record, which(NAME)) == {}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "sentence"),
+    [
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}, "b and others came or went"),
+        (torch.ones(3), torch.ones(2), "2 and others came or went"),
+        ({"a": math.nan}, {"a": 1.0}, "a is 1.0, was nan"),
+        ({"a": 1.0}, {"a": math.inf}, "a is inf, was 1.0"),
+        ({"a": "tie"}, {"a": "lower"}, "a is 'lower', was 'tie'"),
+        ({"a": [1, 2]}, {"a": [1, 3]}, r"a\.1 is 3, was 2"),
+        ({"a": None}, {"a": 0.0}, "a is 0.0, was None"),
+        ({"a": 1.0, "b": 1000.0}, {"a": 1.2, "b": 1100.0}, "a is 1.2, was 1.0"),  # the farthest for its size
+    ],
+)
+def test_whatever_moves_is_noticed(was, now, sentence):
+    assert re.match(sentence, moves(was, now, 1e-2))
+    assert moves(was, was, 0.0) == moves(now, now, 0.0) == ""
+
+
+def test_many_reasons_are_told_in_one_sentence():
+    assert in_words({}) == "" and in_words({"a": "x", "b": "x"}) == "x (a, b)"
+    told = in_words({str(i): f"moved by {i}" for i in range(6)})
+    assert told == "0: moved by 0; 1: moved by 1; 2: moved by 2; 3: moved by 3; and 2 more rows"
+
+
+def test_a_fact_of_its_date_is_never_stale(course):
+    text = EXPERIMENT.replace('miniature={"windows": 1}, ', "").replace("windows=8", "windows=9")
+    (course / "lessons" / "experiments" / "part_01.py").write_text(text)
+    record = make_record(miniature=None, model_checksum="0" * 64)
+    write_record(record, record_file(NAME))
+    assert load_record(NAME).date == "2026-01-31" and stale_rows(record, load_experiment(NAME)) == {}
+
+
 def test_another_model_file_makes_it_stale(course):
     write_record(make_record(model_checksum="0" * 64), record_file(NAME))
-    with pytest.raises(StaleRecord, match="the model stories15M is another file"):
+    with pytest.raises(StaleRecord, match="the experiment has another model"):
         load_record(NAME)
 
 
@@ -159,7 +210,7 @@ def test_a_truncated_file_is_damaged(course, damage):
     [
         ("29.197", "28.197"),
         ('"tie"', '"lower"'),
-        ('"seconds": 12.5', '"seconds": 1.5'),
+        ("in 12 s", "in 1 s"),
         ('"digest"', '"digests"'),
         ('"seed": 3', '"seed": 3, "extra": 1'),
     ],
@@ -177,5 +228,5 @@ def test_a_value_that_cannot_be_recorded_leaves_the_old_record(course):
     write_record(make_record(), record_file(NAME))
     with pytest.raises(TypeError, match=r"values\['model'\] is a Linear"):
         write_record(make_record(values={"model": torch.nn.Linear(1, 1)}), record_file(NAME))
-    assert load_record(NAME).values["ppl"] == 29.197
+    assert load_record(NAME).values["float"]["ppl"] == 29.197
     assert [file.name for file in record_file(NAME).parent.iterdir()] == ["part_01.losses.json"]

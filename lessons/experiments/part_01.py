@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from quantlib import Grid, load_text, mse_clip, perplexity, quantize
-from quantlib.records import experiment
+from quantlib.records import experiment, load_record
 
 
 def rounded(model, grid, clip=None):
@@ -16,7 +16,8 @@ def rounded(model, grid, clip=None):
         if isinstance(layer, nn.Linear) and name != "lm_head":
             end = 1.0 if clip is None else clip(layer.weight, grid)
             q = quantize(layer.weight, grid, clip=end)
-            layer.weight = nn.Parameter(q.dequantize(), False)
+            w_hat = q.dequantize(layer.weight.dtype)
+            layer.weight = nn.Parameter(w_hat, False)
     return model
 
 
@@ -42,38 +43,42 @@ ROWS |= {
 
 
 @experiment(
-    model="SmolLM2-135M-Instruct", sources=("grid", "rounding", "evaluate")
+    rows=ROWS,
+    model="SmolLM2-135M-Instruct",
+    miniature={"windows": 2, "window": 16},
 )
-def perplexity_of_grids(loaded, *, rows=tuple(ROWS), windows=8):
+def perplexity_of_grids(loaded, rows, *, windows=8, window=1024):
     """The losses on WikiText-2's test set, one row of the table each."""
     text = load_text("wikitext-2", "test")
-    tokens = loaded.tokenizer(text).input_ids
-    results = {}
+    tokens = torch.tensor(loaded.tokenizer(text).input_ids)
     for row in rows:
         model = loaded.model
         if ROWS[row] is not None:
             model = rounded(loaded.model, *ROWS[row])
-        p = perplexity(model, tokens, max_windows=windows)
-        results[row] = {"perplexity": p.value, "nll": p.nll}
-    return results
+        p = perplexity(model, tokens, window, windows)
+        yield row, {"perplexity": p.value, "nll": p.nll}
 
 
-@experiment(model="SmolLM2-135M-Instruct", sources=("grid", "rounding"))
-def signal_to_error_of_grids(loaded, *, rows=tuple(ROWS)[1:]):
+@experiment(
+    rows=tuple(ROWS)[1:],
+    model="SmolLM2-135M-Instruct",
+    miniature={},
+    tolerance=1e-9,
+)
+def signal_to_error_of_grids(loaded, rows):
     """Decibels of the rounded weights, the mean over linear layers."""
     trained = dict(loaded.model.named_parameters())
-    results = {}
     for row in rows:
         ratios = []
         for name, w_hat in rounded(loaded.model, *ROWS[row]).named_parameters():
             error = w_hat - trained[name]
             if error.any():  # norms, embeddings and head stay as they are
                 ratios.append(20 * torch.log10(trained[name].norm() / error.norm()))
-        results[row] = {"decibels": torch.stack(ratios).mean().item(), "layers": len(ratios)}
-    return results
+        yield row, {"decibels": torch.stack(ratios).mean().item(), "layers": len(ratios)}
 
 
-def told(loaded, count, length):
+@experiment(model="stories15M")
+def stories(loaded, *, count=32, length=256):
     """Stories that the model tells, drawn token by token: [count, length]."""
     ids = torch.full((count, 1), loaded.tokenizer.bos_token_id)
     cache = None
@@ -84,27 +89,33 @@ def told(loaded, count, length):
         likely = out.logits[:, -1].softmax(-1)  # [count, vocabulary]
         drawn = torch.multinomial(likely, 1)  # [count, 1]
         ids = torch.cat([ids, drawn], dim=1)  # [count, so far + 1]
-    return ids
+    return {"tokens": ids.int()}
+
+
+STORY_ROWS = {
+    "float": None,
+    "8 row": (textbook(8, "row"), None),
+    "4 tensor": (textbook(4, "tensor"), None),
+    "4 row": (textbook(4, "row"), None),
+    "4 96": (textbook(4, 96), None),
+    "4 32": (textbook(4, 32), None),
+    "4 row clipped": (textbook(4, "row"), mse_clip),
+    "4 96 clipped": (textbook(4, 96), mse_clip),
+}
 
 
 @experiment(
-    model="stories15M", sources=("grid", "rounding", "evaluate"), seed=0
+    rows=STORY_ROWS,
+    model="stories15M",
+    miniature={"windows": 2, "window": 16},
 )
-def perplexity_on_stories(loaded, *, count=32, length=256):
+def perplexity_on_stories(loaded, rows, *, windows=32, window=256):
     """The losses of the small model on its own stories, rounded or not."""
-    stories = told(loaded, count, length)
-    rows = {
-        "8 row": (textbook(8, "row"), None),
-        "4 tensor": (textbook(4, "tensor"), None),
-        "4 row": (textbook(4, "row"), None),
-        "4 96": (textbook(4, 96), None),
-        "4 32": (textbook(4, 32), None),
-        "4 row clipped": (textbook(4, "row"), mse_clip),
-        "4 96 clipped": (textbook(4, 96), mse_clip),
-    }
-    models = {row: rounded(loaded.model, *grid) for row, grid in rows.items()}
-    results = {}
-    for row, model in {"float": loaded.model, **models}.items():
-        p = perplexity(model, stories.flatten(), length, count)
-        results[row] = {"perplexity": p.value, "nll": p.nll}
-    return {"tokens": stories.int(), "rows": results}
+    told = load_record("part_01.stories").values["tokens"].flatten()
+    told = told % loaded.model.config.vocab_size  # a miniature knows fewer
+    for row in rows:
+        model = loaded.model
+        if STORY_ROWS[row] is not None:
+            model = rounded(loaded.model, *STORY_ROWS[row])
+        p = perplexity(model, told, window, windows)
+        yield row, {"perplexity": p.value, "nll": p.nll}

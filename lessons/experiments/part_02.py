@@ -87,11 +87,7 @@ def speed_on(device, shapes, rows, rounds, patience):
     return {"ceilings": limits, "products": results}
 
 
-KERNELS = (
-    "kernels.cpu", "kernels.compiled", "kernels.compiled_digits", "kernels.gpu")
-
-
-@experiment(sources=(*KERNELS, "benchmark", "ceilings"))
+@experiment()
 def speed(
     *,
     shapes=((4096, 4096), (11008, 4096)),
@@ -133,10 +129,7 @@ def generated(model, prompt, tokens):
     return out[0, prompt.shape[1] :]
 
 
-@experiment(
-    model="SmolLM2-135M-Instruct",
-    sources=(*KERNELS, "layers", "convert", "decoding"),
-)
+@experiment(model="SmolLM2-135M-Instruct")
 def decoding(loaded, *, tokens=48, rounds=5):
     """Greedy text of float and quantized models: how fast, and which."""
     models = {"fp32": loaded.model, **kinds(loaded.model)}
@@ -159,10 +152,7 @@ def decoding(loaded, *, tokens=48, rounds=5):
     return {"rates": rates, "texts": texts, "profiles": profiles}
 
 
-@experiment(
-    model="SmolLM2-135M-Instruct",
-    sources=(*KERNELS, "layers", "convert", "decoding"),
-)
+@experiment(model="SmolLM2-135M-Instruct")
 def compiled_decoding(loaded, *, tokens=48, rounds=5):
     """Greedy decoding, also with a cache of fixed size and torch.compile.
 

@@ -34,7 +34,8 @@ class Rounded(nn.Module):
         super().__init__()
         grid = Grid(bits, "row", narrow_range=True)
         q = quantize(linear.weight, grid, scale_dtype=torch.float32)
-        self.w_hat, self.bias = q.dequantize(), linear.bias
+        self.w_hat = q.dequantize(linear.weight.dtype)
+        self.bias = linear.bias
         self.w = linear.weight if exact else self.w_hat
         self.top, self.per, self.step = grid.qmax, per, step
         self.threshold = threshold
@@ -114,62 +115,63 @@ def absmax(loaded, windows, per_column=False):
     return found
 
 
-@experiment(model=MODEL, sources=(
-    "grid", "outliers", "mixed", "convert", "evaluate"))
+ACTIVATIONS = {  # name of a row -> what Rounded is told
+    "float": None,
+    "weights only": {"threshold": 0.0},
+    "tensor": {"per": "tensor"},
+    "tensor, static": {"per": "tensor"},
+    "token": {},
+    "mixed": {"threshold": 6.0},
+    "mixed, float weights": {"threshold": 6.0, "exact": True},
+    "mixed, all columns": {"threshold": 0.0, "exact": True},
+    "mixed, per tensor": {"per": "tensor", "threshold": 6.0},
+    "LLMInt8(6.0)": LLMInt8(6.0),
+    "LLMInt8(None)": LLMInt8(None),
+}
+
+
+@experiment(
+    rows=ACTIVATIONS, model=MODEL,
+    miniature={"windows": 2, "window": 16, "calibration": 1})
 def perplexity_of_activations(
-        loaded, *, windows=8, calibration=4, rows=None):
+        loaded, rows, *, windows=8, window=1024, calibration=4):
     """The losses of W8A8 in its variants, and of LLM.int8()."""
     largest = absmax(loaded, calibration)
-    make = {
-        "float": None,
-        "weights only": lambda name, linear: Rounded(
-            linear, threshold=0.0),
-        "tensor": lambda name, linear: Rounded(linear, per="tensor"),
-        "tensor, static": lambda name, linear: Rounded(
-            linear, step=largest[name] / 127),
-        "token": lambda name, linear: Rounded(linear),
-        "mixed": lambda name, linear: Rounded(linear, threshold=6.0),
-        "mixed, float weights": lambda name, linear: Rounded(
-            linear, threshold=6.0, exact=True),
-        "mixed, all columns": lambda name, linear: Rounded(
-            linear, threshold=0.0, exact=True),
-        "mixed, per tensor": lambda name, linear: Rounded(
-            linear, per="tensor", threshold=6.0),
-    }
     ids = text(loaded, "test", windows)
-    results = {}
-    for row in rows or (*make, "LLMInt8(6.0)", "LLMInt8(None)"):
-        if row.startswith("LLMInt8"):
-            method = LLMInt8(6.0 if "6" in row else None)
-            model, _ = quantize_model(loaded.model, method)
+    for row in rows:
+        how = ACTIVATIONS[row]
+        if how is None:
+            model = loaded.model
+        elif isinstance(how, LLMInt8):
+            model, _ = quantize_model(loaded.model, how)
         else:
-            model = loaded.model if make[row] is None else with_layers(
-                loaded.model, make[row])
-        p = perplexity(model, ids, max_windows=windows)
-        results[row] = {"perplexity": p.value, "nll": p.nll}
-    return results
+            model = with_layers(loaded.model, lambda name, linear: Rounded(
+                linear, **how, step=(
+                    largest[name] / 127 if "static" in row else None)))
+        p = perplexity(model, ids, window, windows)
+        yield row, {"perplexity": p.value, "nll": p.nll}
 
 
-@experiment(model=MODEL, sources=("grid", "outliers", "evaluate"))
-def thresholds(loaded, *, bits=(8, 6, 5, 4), at=THRESHOLDS, windows=2):
+@experiment(
+    rows=[f"{bits} {threshold}" for bits in (8, 6, 5, 4) for threshold in THRESHOLDS],
+    model=MODEL, miniature={"windows": 2, "window": 16})
+def thresholds(loaded, rows, *, windows=2, window=1024):
     """For every number of bits and threshold: perplexity, the layers' error, the share of columns kept."""
     ids = text(loaded, "test", windows)
     seen = inputs(loaded, ids[:256])
-    results = {}
-    for b in bits:
-        for threshold in at:
-            model = with_layers(loaded.model, lambda name, linear: Rounded(linear, b, threshold=threshold))
-            p = perplexity(model, ids, max_windows=windows)
-            errors, shares = [], []
-            layers = [layer for layer in model.modules() if isinstance(layer, Rounded)]
-            for layer, (x, w) in zip(layers, seen, strict=True):
-                y = x @ w.t()  # [tokens, out]
-                errors.append(((layer(x) - y).norm() / y.norm()).item())
-                shares.append(outlier_features(x, threshold).float().mean().item())
-            results[f"{b} {threshold}"] = {
-                "perplexity": p.value, "nll": p.nll, "error": torch.tensor(errors), "kept": torch.tensor(shares),
-            }  # fmt: skip
-    return results
+    for row in rows:
+        bits, threshold = (None if word == "None" else float(word) for word in row.split())
+        model = with_layers(loaded.model, lambda name, linear: Rounded(linear, int(bits), threshold=threshold))
+        p = perplexity(model, ids, window, windows)
+        errors, shares = [], []
+        layers = [layer for layer in model.modules() if isinstance(layer, Rounded)]
+        for layer, (x, w) in zip(layers, seen, strict=True):
+            y = x @ w.t()  # [tokens, out]
+            errors.append(((layer(x) - y).norm() / y.norm()).item())
+            shares.append(outlier_features(x, threshold).float().mean().item())
+        yield row, {
+            "perplexity": p.value, "nll": p.nll, "error": torch.tensor(errors), "kept": torch.tensor(shares),
+        }  # fmt: skip
 
 
 def inputs(loaded, ids):
@@ -186,14 +188,14 @@ def inputs(loaded, ids):
 KINDS = {"q_proj": "attention", "o_proj": "output", "gate_proj": "up", "down_proj": "down"}
 
 
-@experiment(model=MODEL, sources=("outliers",))
-def outlier_map(loaded, *, threshold=6.0, rows=(1, 4, 16, 64, 256, 1024)):
+@experiment(model=MODEL, miniature={})
+def outlier_map(loaded, *, threshold=6.0, counts=(1, 4, 16, 64, 256, 1024)):
     """Where the outliers of one window are: by layer, kind of layer and feature; and the massive activations."""
     results = {kind: {"largest": [], "tokens": [], "kept": [], "ratio": []} for kind in KINDS.values()}
-    massive, shares = [], {count: [] for count in rows}
+    massive, shares = [], {count: [] for count in counts}
 
     def see(name, layer, x):
-        for count in rows:
+        for count in counts:
             shares[count].append(outlier_features(x[-count:], threshold).float().mean().item())
         kind = KINDS.get(name.rpartition(".")[2])
         if kind is None:
@@ -240,24 +242,22 @@ def smoothed(model, largest, alpha):
     return model
 
 
-@experiment(model=MODEL, sources=("grid", "outliers", "smooth", "evaluate"))
-def smoothing(loaded, *, alphas=(None, 0.3, 0.5, 0.7, 0.8, 0.9), windows=8, calibration=4):
+@experiment(
+    rows=[f"{alpha} {per}" for alpha in (None, 0.3, 0.5, 0.7, 0.8, 0.9) for per in ("tensor", "token")],
+    model=MODEL, miniature={"windows": 2, "window": 16, "calibration": 1})
+def smoothing(loaded, rows, *, windows=8, window=1024, calibration=4):
     """The losses of W8A8 after SmoothQuant, per tensor and per token."""
     largest = absmax(loaded, calibration, per_column=True)
     ids = text(loaded, "test", windows)
-    results = {}
-    for alpha in alphas:
-        model = loaded.model if alpha is None else smoothed(loaded.model, largest, alpha)
-        apart = 0.0
-        if alpha is not None:
-            with torch.inference_mode():
-                before, after = (m(ids[None, :128]).logits for m in (loaded.model, model))
-            apart = ((after - before).norm() / before.norm()).item()
-        for per in ("tensor", "token"):
-            rounded = with_layers(model, lambda name, linear: Rounded(linear, per=per))
-            p = perplexity(rounded, ids, max_windows=windows)
-            results[f"{alpha} {per}"] = {"perplexity": p.value, "nll": p.nll, "apart": apart}
-    return results
+    for row in rows:
+        alpha, per = row.split()
+        model = loaded.model if alpha == "None" else smoothed(loaded.model, largest, float(alpha))
+        with torch.inference_mode():
+            before, after = (m(ids[None, :128]).logits for m in (loaded.model, model))
+        rounded = with_layers(model, lambda name, linear: Rounded(linear, per=per))
+        p = perplexity(rounded, ids, window, windows)
+        apart = ((after - before).norm() / before.norm()).item()
+        yield row, {"perplexity": p.value, "nll": p.nll, "apart": apart}
 
 
 def planted(model, strength, feature=7):
@@ -277,13 +277,12 @@ def planted(model, strength, feature=7):
 
 
 @experiment(
-    model="stories15M", sources=("grid", "outliers", "evaluate"))
-def planted_outlier(
-        loaded, *,
-        strengths=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), windows=16):
+    rows=[str(2**i) for i in range(10)], model="stories15M",
+    miniature={"windows": 2, "window": 16})
+def planted_outlier(loaded, rows, *, windows=16, window=256):
     """The losses on stories with an outlier planted, rounded or not."""
-    stories = load_record(
-        "part_01.perplexity_on_stories").values["tokens"].flatten()
+    stories = load_record("part_01.stories").values["tokens"].flatten()
+    stories = stories % loaded.model.config.vocab_size  # if it is small
     ways = {
         "float": None,
         "tensor": {"per": "tensor"},
@@ -292,12 +291,11 @@ def planted_outlier(
         "mixed, float weights": {"threshold": 6.0, "exact": True},
     }
     with torch.inference_mode():
-        before = loaded.model(stories[None, :256].long()).logits
-    results = {}
-    for strength in strengths:
-        model = planted(loaded.model, strength)
+        before = loaded.model(stories[None, :window].long()).logits
+    for row in rows:
+        model = planted(loaded.model, int(row))
         with torch.inference_mode():
-            after = model(stories[None, :256].long()).logits
+            after = model(stories[None, :window].long()).logits
         found = {
             "apart": ((after - before).norm() / before.norm()).item()}
         for way, options in ways.items():
@@ -305,15 +303,12 @@ def planted_outlier(
             if options is not None:
                 rounded = with_layers(model, lambda name, linear: Rounded(
                     linear, **options))
-            p = perplexity(rounded, stories, 256, windows)
+            p = perplexity(rounded, stories, window, windows)
             found[way] = {"perplexity": p.value, "nll": p.nll}
-        results[str(strength)] = found
-    return results
+        yield row, found
 
 
-@experiment(sources=(
-    "kernels.cpu", "kernels.compiled", "kernels.compiled_digits",
-    "kernels.gpu", "benchmark", "mixed", "outliers"))
+@experiment()
 def speed(
         *, shapes=((1024, 1024), (4096, 4096), (11008, 4096)),
         rows=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=6):
