@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = ("tests/test_kernels_compiled.py", "tests/test_kernels_digits.py")
+COMPILED = ("tests/test_kernels_compiled.py", "tests/test_kernels_digits.py", "tests/test_kernels_integers.py")
 FILES = (
     "tests/test_bitsandbytes.py",
     "tests/test_kernels.py",

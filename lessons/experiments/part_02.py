@@ -11,6 +11,7 @@ from quantlib.benchmark import measure
 from quantlib.ceilings import READ, ceilings, reader
 from quantlib.decoding import decode_step, profile_decode
 from quantlib.decoding import tokens_per_second
+from quantlib.graphs import graphed
 from quantlib.kernels import int8_matmul, pack_weight
 from quantlib.kernels import kernels_of, usable
 from quantlib.mixed import MixedInt8Linear
@@ -75,6 +76,9 @@ def speed_on(device, shapes, rows, rounds, patience):
             w = torch.randn(out, columns, device=device)
             packed = packings(w)
         ways = {**products(w, packed, count), READ: read}
+        if device == "cuda":  # launched as a whole: kernels, not Python
+            ways = {n: (graphed(call), size)
+                    for n, (call, size) in ways.items()}
         results[name] = measure(
             {name: call for name, (call, _) in ways.items()},
             bytes_moved={name: n for name, (_, n) in ways.items()},
@@ -95,12 +99,23 @@ def speed(
     rounds=11,
     patience=8,
 ):
-    """Seconds of every kernel, on the CPU, and on the GPU if one is there.
+    """Seconds of every kernel on the CPU.
 
     No round begins after so many seconds, once there are five.
     """
-    devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
-    return {d: speed_on(d, shapes, rows, rounds, patience) for d in devices}
+    return {"cpu": speed_on("cpu", shapes, rows, rounds, patience)}
+
+
+@experiment()
+def speed_on_gpu(
+    *,
+    shapes=((4096, 4096), (11008, 4096)),
+    rows=(1, 16, 64, 256),
+    rounds=11,
+    patience=8,
+):
+    """Seconds of every kernel on a GPU, each call replayed as a graph."""
+    return {"cuda": speed_on("cuda", shapes, rows, rounds, patience)}
 
 
 PROMPT = "The history of the printing press begins"
