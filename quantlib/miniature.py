@@ -1,4 +1,4 @@
-"""A model so small that all rows of an experiment take seconds, and so made that it notices. Start from :func:`miniature`.
+"""A model so small that all rows take seconds, and so made that it notices. Start from :func:`miniature`.
 
 Noticed are changes of arithmetic that a random model would hide. Every matrix has heavy tails, a group of zeros, a
 group too small for float16, and weights that lie exactly between two codes of one of the lessons' grids, so that a tie
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from quantlib.zoo import LoadedModel
 
 HIDDEN, INNER, VOCABULARY = 192, 384, 256  # divided by every group of the lessons: 32, 64, 96
-OUTLIERS = (64.0, 48.0, 24.0, 12.0, 6.0, 3.0, 1.0)  # of the first layer's input; all but the sink's are thresholds
+OUTLIERS = (64.0, 16.0, 48.0, 24.0, 12.0, 6.0, 3.0, 1.0)  # of the first layer's input: the sink's two, and thresholds
 SINK = ord("=")  # the second letter of WikiText's test set that is not a space
 # (highest, lowest, step): what a group reaches on a grid, in steps. 8, 6, 4, 3 bits; the full range of 4; 4 asymmetric
 REACHES = (
@@ -49,7 +49,7 @@ def miniature() -> LoadedModel:
     model.model.layers[0].input_layernorm.weight[: len(OUTLIERS)] = torch.tensor(OUTLIERS)
     embedding = 2.0 * torch.randint(2, (VOCABULARY, HIDDEN), generator=generator) - 1  # the mean square is 1, exactly
     embedding[SINK] = torch.randint(-99, 100, (HIDDEN,), generator=generator) / 2**16
-    embedding[SINK, :2] = torch.tensor([64.0, 16.0])  # one massive activation, and one that almost is
+    embedding[SINK, :2] = torch.tensor([64.0, 48.0])  # one massive activation, and one that almost is
     model.model.embed_tokens.weight.copy_(embedding)
     model.lm_head.weight.copy_(torch.randint(-64, 65, (VOCABULARY, HIDDEN), generator=generator) / 128)
     return LoadedModel(model, _bytes, "miniature", "0" * 64)
