@@ -36,7 +36,7 @@ record: $(READY) ## run the slow experiments that are out of date and record wha
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
 	-$(BIN)/python -m quantlib.kernels.compiled
-	$(BIN)/python -m quantlib.record part_02.speed part_03.speed part_02.decoding
+	$(BIN)/python -m quantlib.record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding
 	$(BIN)/python -m quantlib.bench
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest

@@ -55,19 +55,17 @@ AIMED_SHAPE = "4096x4096"  # of those
 
 
 def main() -> int:
-    """Print part_02.speed, part_03.speed and part_02.decoding; 1 if they were not recorded or are stale."""
-    names = "part_02.speed", "part_03.speed", "part_02.decoding"
+    """Print the speeds of parts 2 and 3 and of decoding; 1 if they were not recorded or are damaged."""
+    names = "part_02.speed", "part_02.speed_on_gpu", "part_03.speed", "part_02.decoding"
     try:
-        speed, activations, decoding = (load_record(name) for name in names)
+        speed, on_gpu, activations, decoding = (load_record(name) for name in names)
     except (OSError, ValueError) as error:
         print(f"{error}: run make bench", file=sys.stderr)
         return 1
     print(f"{speed.machine.cpu}, {speed.machine.cores} cores, {' '.join(speed.machine.abilities)}; {speed.date}")
-    for device, measured in speed.values.items():
-        print(f"\n{speed.machine.gpu if device == 'cuda' else device}")
-        print("\n".join(table(measured)))
-        if device == "cpu":
-            print("\n".join(aims(measured, speed.machine.abilities)))
+    print("\n".join([*table(speed.values["cpu"]), *aims(speed.values["cpu"], speed.machine.abilities)]))
+    print(f"\n{on_gpu.machine.gpu}, {on_gpu.date}")
+    print("\n".join(table(on_gpu.values["cuda"])))
     built = has_cpp(speed.values["cpu"])
     for device, measured in activations.values.items():
         aimed = WITH_INTEGERS

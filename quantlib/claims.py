@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quantlib.zoo import LoadedModel
 
 WRITTEN_ON = "Intel(R) Xeon(R) Processor", ("avx512_vnni", "avx512_bf16")  # the CPU whose speeds the pages speak of
+WRITTEN_ON_GPU = "NVIDIA H200"  # and the GPU
 
 
 Check = Callable[["bool | Tensor", str], None]
@@ -45,6 +46,11 @@ def speed_claims(machine: Machine) -> Check:
     were written on it prints "not checked for this machine: …" and never fails.
     """
     return partial(_check, is_written_on(machine), "machine")
+
+
+def gpu_claims(machine: Machine) -> Check:
+    """speed_claims, of a record made on a GPU: set aside for another than the pages' own."""
+    return partial(_check, machine.gpu == WRITTEN_ON_GPU, "GPU")
 
 
 def is_written_on(machine: Machine) -> bool:

@@ -37,6 +37,7 @@ class Experiment:
     miniature  parameters with which all rows take a blink on quantlib.miniature's model: what they then give is kept
                with the record, which is stale when it moves by more than the tolerance (times the number, above 1).
                None: the record is a fact of its date and machine, never stale
+    gpu        whether only a machine with a CUDA device can run it
     """
 
     function: Callable[..., object]
@@ -46,6 +47,7 @@ class Experiment:
     seed: int
     miniature: Mapping[str, object] | None
     tolerance: float
+    gpu: bool = False
 
     def __call__(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> dict[str, object]:
         """{row: value} of the rows that are named, by default of all."""
@@ -93,6 +95,7 @@ def experiment(
     miniature: Mapping[str, object] | None = None,
     tolerance: float = 1e-5,
     seed: int = 0,
+    gpu: bool = False,
 ) -> Callable[[Callable[..., object]], Experiment]:
     """Mark a function of lessons/experiments/part_NN.py as an experiment.
 
@@ -114,7 +117,7 @@ def experiment(
                 raise TypeError(
                     f"parameter {parameter.name!r} of experiment {name} has no default: give it the recorded value"
                 )
-        return Experiment(function, name, rows, model, seed, miniature, tolerance)
+        return Experiment(function, name, rows, model, seed, miniature, tolerance, gpu)
 
     return mark
 

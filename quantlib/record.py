@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for number, (which, reasons) in enumerate(experiments, 1):
         print(f"[{number}/{len(experiments)}] {which.name}: {in_words(reasons)}", flush=True)
-        run(which, reasons)
+        if which.gpu and not torch.cuda.is_available():
+            print("      left as it is: it needs a GPU, and PyTorch finds none", flush=True)
+        else:
+            run(which, reasons)
     if not names and not experiments:
         print("All experiments have fresh records.", flush=True)
     for file in unneeded:

@@ -27,7 +27,7 @@ def speed(request, monkeypatch):
 
 
 def timed(speed, **options):
-    (found, _), size = speed, {"shapes": ((64, 128), (32, 256)), "rows": (1, 3)}
+    (found, _), size = speed, {"shapes": ((64, 128), (32, 256)), "counts": (1, 3)}
     measured = found(**size, **options)["cpu"]
     assert measured["ceilings"] is LIMITS
     return measured[{"part_02": "products", "part_03": "layers"}[found.name.partition(".")[0]]]

@@ -61,12 +61,12 @@ def products(w, packed, rows):
     return ways
 
 
-def speed_on(device, shapes, rows, rounds, patience):
+def speed_on(device, shapes, counts, rounds, patience):
     """Ceilings, and a benchmark for each shape and number of rows."""
     limits, results = ceilings(device), {}
     read = reader(limits.read_by, device)  # in turns with the products
     cases = {f"{out}x{columns} {count}": (out, columns, count)
-             for out, columns in shapes for count in rows}
+             for out, columns in shapes for count in counts}
     work = {name: out * columns * (64 + count)
             for name, (out, columns, count) in cases.items()}
     w = torch.empty(0, 0)
@@ -95,7 +95,7 @@ def speed_on(device, shapes, rows, rounds, patience):
 def speed(
     *,
     shapes=((4096, 4096), (11008, 4096)),
-    rows=(1, 4, 16, 64, 256),
+    counts=(1, 4, 16, 64, 256),
     rounds=11,
     patience=8,
 ):
@@ -103,19 +103,19 @@ def speed(
 
     No round begins after so many seconds, once there are five.
     """
-    return {"cpu": speed_on("cpu", shapes, rows, rounds, patience)}
+    return {"cpu": speed_on("cpu", shapes, counts, rounds, patience)}
 
 
-@experiment()
+@experiment(gpu=True)
 def speed_on_gpu(
     *,
     shapes=((4096, 4096), (11008, 4096)),
-    rows=(1, 16, 64, 256),
+    counts=(1, 16, 64, 256),
     rounds=11,
     patience=8,
 ):
     """Seconds of every kernel on a GPU, each call replayed as a graph."""
-    return {"cuda": speed_on("cuda", shapes, rows, rounds, patience)}
+    return {"cuda": speed_on("cuda", shapes, counts, rounds, patience)}
 
 
 PROMPT = "The history of the printing press begins"

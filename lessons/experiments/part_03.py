@@ -311,14 +311,14 @@ def planted_outlier(loaded, rows, *, windows=16, window=256):
 @experiment()
 def speed(
         *, shapes=((1024, 1024), (4096, 4096), (11008, 4096)),
-        rows=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=6):
+        counts=(1, 16, 256, 1024), one_in=1024, rounds=11, patience=6):
     """Seconds of float layers, W8A8, LLM.int8() and its parts.
 
     One column in so many is an outlier. No round begins after so many
     seconds (patience), once there are five.
     """
     cases = {f"{out}x{columns} {count}": (out, columns, count)
-             for out, columns in shapes for count in rows}
+             for out, columns in shapes for count in counts}
     work = {name: out * columns * (64 + count)
             for name, (out, columns, count) in cases.items()}
     devices = ["cpu", *["cuda"][: torch.cuda.is_available()]]
