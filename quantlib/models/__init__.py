@@ -1,0 +1,1 @@
+"""Whole models: what text makes of their layers' inputs (calibration), and converting them layer by layer."""
