@@ -5,16 +5,15 @@ was, so converting needs the memory of the quantized layers and of one layer's a
 
 A method says how one layer is made: :class:`RTN` rounds the weights to nearest, :class:`LLMInt8` makes layers that
 multiply integers. Others follow the same protocol: `method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`,
-and `method.grid`.
+and `method.grid`. :class:`GPTQ` reads calibration text first; what it knows of a layer then comes as a Calibrated.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,14 @@ from torch import Tensor, nn
 from quantlib.grid import Grid, QuantizedTensor, quantize
 from quantlib.layers import Int4Linear, Int8Linear, QuantizedLinear
 from quantlib.mixed import MixedInt8Linear
+from quantlib.methods.gptq import gptq_with_damping, output_error
+from quantlib.methods.residual import corrected_target
+from quantlib.methods.scales import weighted_clip
+from quantlib.models.calibration import collect_stats, progress
+from quantlib.models.linears import HEAD, LinearLayer, check_weights, linear_layers, twin_of
+from quantlib.models.report import LayerReport, Report
+from quantlib.models.sequence import Calibrated, in_sequence
 from quantlib.outliers import ROW_INT8
-
-HEAD = ("lm_head",)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ class RTN:
     def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
         """The layer of a float weight [out, in], and the weight it stands for."""
         q = quantize(weight, self.grid)
-        kind = Int8Linear if self.grid.bits > 4 else Int4Linear
-        return kind.from_quantized(q, bias), q
+        return _weight_only(q, bias), q
 
 
 @dataclass(frozen=True)
@@ -60,67 +63,66 @@ class LLMInt8:
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """name, shape (out, in), bits_per_weight, error = ‖W − Ŵ‖/‖W‖, seconds, and the weight's bytes before and after."""
+class GPTQ:
+    """GPTQ (quantlib.methods.gptq), block by block: each layer is calibrated behind layers that are quantized already.
 
-    name: str
-    shape: tuple[int, int]
-    bits_per_weight: float
-    error: float
-    seconds: float
-    bytes_before: int
-    bytes_after: int
+    grid               of the weights
+    act_order, damp, block_size   as in gptq_quantize
+    sequential         False: every layer is calibrated on what the float model makes of the text ("one shot")
+    through_attention  value projections are given the Gram matrix of what attention makes of their inputs
+                       (quantlib.models.attention)
+    search_scales      the grid of each group ends where the error weighted by H's diagonal is least (weighted_clip)
+    residual           α of corrected_target: how much of what the quantized layers before have changed is corrected
+                       here. 0.0: nothing. Needs sequential statistics, and the text passes the float model as well
+    residual_damp      λ of corrected_target
+    """
 
+    grid: Grid
+    act_order: bool = True
+    damp: float = 0.01
+    block_size: int = 128
+    sequential: bool = True
+    through_attention: bool = False
+    search_scales: bool = False
+    residual: float = 0.0
+    residual_damp: float = 0.01
 
-@dataclass(frozen=True)
-class Report:
-    """What was converted, in the model's order, and what was left alone: (name, why)."""
+    def __post_init__(self):
+        if self.residual and not self.sequential:
+            raise ValueError("residual corrects what quantized layers changed; with sequential=False there are none: set it to 0")
 
-    layers: tuple[LayerReport, ...]
-    left: tuple[tuple[str, str], ...]
+    def quantized(self, weight: Tensor, known: Calibrated) -> tuple[QuantizedTensor, float]:
+        """A float weight [out, in] quantized, and the damping that was needed."""
+        gram, target = known.stats.gram, weight
+        if self.residual:
+            target = corrected_target(weight, known.cross, gram, alpha=self.residual, damp=self.residual_damp)
+        clip = weighted_clip(target, gram, self.grid) if self.search_scales else 1.0
+        options = {"act_order": self.act_order, "damp": self.damp, "block_size": self.block_size}
+        return gptq_with_damping(target, gram, self.grid, clip=clip, **options)
 
-    @property
-    def bytes_before(self) -> int:
-        return sum(layer.bytes_before for layer in self.layers)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(layer.bytes_after for layer in self.layers)
-
-    @property
-    def bits_per_weight(self) -> float:
-        weights = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        return sum(l.bits_per_weight * n for l, n in zip(self.layers, weights, strict=True)) / max(1, sum(weights))
-
-    def __str__(self):
-        head = (
-            f"{len(self.layers)} linear layers: {self.bytes_before / 1e6:,.1f} MB to {self.bytes_after / 1e6:,.1f} MB, "
-            f"{self.bits_per_weight:.2f} bits a weight, {sum(l.seconds for l in self.layers):.1f} s"
-        )
-        ranked = sorted(self.layers, key=lambda layer: -layer.error)
-        worst = [f"  {layer.error:8.4f}  {layer.name} {list(layer.shape)}" for layer in ranked[:5]]
-        words = [f"  left as it was: {name}, {why}" for name, why in self.left]
-        return "\n".join([head, "largest relative errors of a weight:", *worst, *words])
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A linear layer: the module, all the names it is reached by, its weight as [out, in]."""
-
-    module: nn.Module
-    names: tuple[str, ...]
-    weight: Tensor
-    bias: Tensor | None
+    def calibrate(
+        self, model: nn.Module, layers: Sequence[LinearLayer], windows: object, replace: Callable[[Calibrated], Tensor]
+    ) -> None:
+        """Call replace for every layer with what is known of it; it returns the weight that later layers see."""
+        if self.sequential:
+            options = {"through_attention": self.through_attention, "cross": bool(self.residual)}
+            in_sequence(model, [layer.name for layer in layers], windows, replace, **options)
+            return
+        wanted = {layer.name for layer in layers}
+        skip = [layer.name for layer in linear_layers(model, ())[0] if layer.name not in wanted]
+        stats = collect_stats(model, windows, skip=skip, through_attention=self.through_attention)
+        for layer in layers:
+            replace(Calibrated(layer.name, stats[layer.name], None))
 
 
 def quantize_model(
-    model: nn.Module, method: RTN | LLMInt8, windows: object = None, skip: Sequence[str] = HEAD
+    model: nn.Module, method: RTN | LLMInt8 | GPTQ, windows: object = None, skip: Sequence[str] = HEAD
 ) -> tuple[nn.Module, Report]:
     """A new model whose linear layers are quantized, and the Report.
 
     model    any module, a single nn.Linear too. Not changed; tensors that stay are shared with the new model
-    method   RTN(grid) or LLMInt8(threshold)
-    windows  calibration text for methods that read one; these two read none
+    method   RTN(grid), LLMInt8(threshold) or GPTQ(grid, ...)
+    windows  calibration text for methods that read one (GPTQ): int64 [count, length], as token_windows returns
     skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
 
     Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, is left
@@ -130,98 +132,88 @@ def quantize_model(
 
     All or nothing: raises ValueError, before anything is converted, for a grid that does not divide some layers
     (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), a skip that matches
-    nothing, and a model without linear layers.
+    nothing, and a model without linear layers; and what calibration raises (quantlib.models.calibration). The caller's
+    model is as it was even if this is interrupted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if windows is not None:
+    reads = isinstance(method, GPTQ)
+    if windows is not None and not reads:
         raise ValueError(f"windows: {type(method).__name__} reads no calibration text: leave it out")
-    found, left = _linear_layers(model, tuple(skip))
+    if windows is None and reads:
+        raise ValueError(f"windows: {type(method).__name__} reads calibration text: token_windows(text, tokenizer, ...)")
+    found, left = linear_layers(model, tuple(skip))
     if not found:
         raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
     _check_all(found, method.grid)
-    made, reports = {}, []
-    for layer in found:
-        start = time.perf_counter()
+    made: dict[str, tuple[nn.Module, LayerReport]] = {}
+    if reads:
+        by_name = {layer.name: layer for layer in found}
+        with progress(found, type(method).__name__, "layer") as bar:
+
+            def replace(known: Calibrated) -> Tensor:
+                layer = by_name[known.name]
+                made[known.name], weight = _converted(layer, method, known)
+                bar.update()
+                return weight
+
+            method.calibrate(model, found, windows, replace)
+    else:
+        for layer in found:
+            made[layer.name], _ = _converted(layer, method, None)
+    new = twin_of(model, {id(layer.module): made[layer.name][0] for layer in found})
+    return new, Report(tuple(made[layer.name][1] for layer in found), tuple(left))
+
+
+def _converted(
+    layer: LinearLayer, method: RTN | LLMInt8 | GPTQ, known: Calibrated | None
+) -> tuple[tuple[nn.Module, LayerReport], Tensor | None]:
+    """The new layer and its report; and the weight it stands for, where later layers are calibrated behind it."""
+    start, name, calibrated = time.perf_counter(), layer.name or "model", {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         try:
-            new, q = method.layer_for(layer.names[0], layer.weight, layer.bias)
+            if known is None:
+                new, q = method.layer_for(layer.name, layer.weight, layer.bias)
+            else:
+                q, damping = method.quantized(layer.weight, known)
+                new = _weight_only(q, layer.bias)
         except ValueError as error:
-            raise ValueError(f"{layer.names[0] or 'model'}: {error}") from error
-        new.train(layer.module.training)
-        error = _relative_error(layer.weight, q)
-        elapsed = time.perf_counter() - start
-        before = layer.weight.numel() * layer.weight.element_size()
-        shape = tuple(layer.weight.shape)
-        reports.append(LayerReport(layer.names[0], shape, q.bits_per_weight, error, elapsed, before, new.packed.nbytes))
-        made[id(layer.module)] = new
-    return _rebuilt(model, made), Report(tuple(reports), tuple(left))
+            raise ValueError(f"{name}: {error}") from error
+    for warning in said:
+        warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=4)
+    new.train(layer.module.training)
+    elapsed = time.perf_counter() - start
+    if known is not None:
+        nearest = quantize(layer.weight, method.grid)
+        losses = [output_error(layer.weight, each, known.stats.gram) for each in (q, nearest)]
+        calibrated = {"tokens": known.stats.tokens, "damping": damping, "output_error": losses[0], "rounding_error": losses[1]}
+    report = LayerReport(
+        layer.name,
+        tuple(layer.weight.shape),
+        q.bits_per_weight,
+        _relative_error(layer.weight, q),
+        elapsed,
+        layer.weight.numel() * layer.weight.element_size(),
+        new.packed.nbytes,
+        **calibrated,
+    )
+    return (new, report), None if known is None else q.dequantize(layer.weight.dtype)
 
 
-def _linear_layers(model: nn.Module, skip: tuple[str, ...]) -> tuple[list[_Found], list[tuple[str, str]]]:
-    """Those to convert, each once, and those left alone with the reason."""
-    names: dict[int, list[str]] = {}
-    modules: dict[int, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-        modules[id(module)] = module
-    found, left, used = [], [], set()
-    for key, module in modules.items():
-        if not _like_linear(module):
-            continue
-        patterns = {pattern for pattern in skip for name in names[key] if _matches(name, pattern)}
-        used |= patterns
-        reason = f"skip names it ({min(patterns)})" if patterns else _unusual(module)
-        if reason:
-            left.append((names[key][0], reason))
-            continue
-        weight = module.weight.detach()
-        weight = weight.t() if _is_conv1d(module) else weight  # Conv1D keeps [in, out]
-        found.append(_Found(module, tuple(names[key]), weight, module.bias))
-    unused = [pattern for pattern in skip if pattern not in used and skip != HEAD]
-    if unused:
-        raise ValueError(f"skip={unused[0]!r} matches no linear layer of the model: correct it or leave it out")
-    return found, left
+def _weight_only(q: QuantizedTensor, bias: Tensor | None) -> QuantizedLinear:
+    return (Int8Linear if q.grid.bits > 4 else Int4Linear).from_quantized(q, bias)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.rpartition(".")[2] == pattern
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-
-
-def _like_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, QuantizedLinear)) or _is_conv1d(module)
-
-
-def _unusual(module: nn.Module) -> str | None:
-    """Why a layer that looks linear is not converted."""
-    if isinstance(module, QuantizedLinear):
-        return "it is quantized already"
-    if hasattr(module, "parametrizations") or "weight" not in module._parameters:
-        return "its weight is computed by a parametrization"
-    if type(module) is not nn.Linear and not _is_conv1d(module):
-        return f"it is a {type(module).__name__}, whose weight others may read"
-    return None
-
-
-def _check_all(found: list[_Found], grid: Grid) -> None:
+def _check_all(found: list[LinearLayer], grid: Grid) -> None:
     """What can be known to fail does so before the first layer is converted."""
+    check_weights(found)
     does_not_divide = []
     for layer in found:
-        name = layer.names[0] or "model"
-        if layer.weight.is_meta:
-            raise ValueError(f"{name}.weight is on the meta device and has no values: load the model first")
-        if not layer.weight.is_floating_point():
-            raise ValueError(f"{name}.weight is {layer.weight.dtype}: quantize a model in floating point")
-        for chunk in layer.weight.split(256):
-            if not torch.isfinite(chunk).all():
-                raise ValueError(f"{name}.weight holds NaN or infinite values: repair the weight, or skip the layer")
         try:
             grid.scale_shape(*layer.weight.shape)
         except ValueError as error:
-            does_not_divide.append((name, str(error)))
+            does_not_divide.append((layer.name or "model", str(error)))
     if does_not_divide:
         names = ", ".join(name for name, _ in does_not_divide[:4]) + (", …" if len(does_not_divide) > 4 else "")
         raise ValueError(f"{does_not_divide[0][1]}. Layers it does not fit ({len(does_not_divide)}): {names}")
@@ -242,13 +234,3 @@ def _by_rows(weight: Tensor, q: QuantizedTensor) -> Iterator[tuple[Tensor, Tenso
         rows = slice(start, start + 256)
         each = slice(None) if q.scale.shape[0] == 1 else rows
         yield weight[rows], q.codes[rows], (q.scale[each], None if q.zero_point is None else q.zero_point[each])
-
-
-def _rebuilt(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """The model with new module objects, the made layers in their places, and every other tensor shared."""
-    if id(model) in made:
-        return made[id(model)]
-    memo: dict[int, object] = dict(made)  # what deepcopy meets again, it takes from here
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
-    return copy.deepcopy(model, memo)

@@ -35,8 +35,8 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 FLOORS = [
-    {"fetch", "transports", "progress"}, {"rounding", "grid", "packing"}, {"gptq", "awq", "outliers", "digits", "smooth"}, {"kernels", "layers", "mixed"},
-    {"calibration", "convert", "report", "checkpoint", "zoo", "hub", "readers", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
+    {"fetch", "transports", "progress"}, {"rounding", "grid", "packing"}, {"methods", "outliers", "digits", "smooth"}, {"kernels", "layers", "mixed"},
+    {"models", "convert", "report", "checkpoint", "zoo", "hub", "readers", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
 ]  # fmt: skip
 
 

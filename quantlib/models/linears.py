@@ -1,0 +1,121 @@
+"""The linear layers of a model, and a twin of the model to work on. Start from :func:`linear_layers`.
+
+Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, may be read by
+others and is left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.layers import QuantizedLinear
+
+HEAD = ("lm_head",)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """A linear layer: the module, all the names it is reached by, its weight as [out, in]."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def linear_layers(model: nn.Module, skip: Sequence[str] = HEAD) -> tuple[list[LinearLayer], list[tuple[str, str]]]:
+    """Those that can be quantized, each once, in the model's order, and those left alone with the reason.
+
+    skip  layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
+
+    Raises ValueError for a skip that matches nothing.
+    """
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+        modules[id(module)] = module
+    found, left, used = [], [], set()
+    for key, module in modules.items():
+        if not _like_linear(module):
+            continue
+        patterns = {pattern for pattern in skip for name in names[key] if _matches(name, pattern)}
+        used |= patterns
+        reason = f"skip names it ({min(patterns)})" if patterns else _unusual(module)
+        if reason:
+            left.append((names[key][0], reason))
+            continue
+        weight = module.weight.detach()
+        weight = weight.t() if is_conv1d(module) else weight  # Conv1D keeps [in, out]
+        found.append(LinearLayer(module, tuple(names[key]), weight, module.bias))
+    unused = [pattern for pattern in skip if pattern not in used and tuple(skip) != HEAD]
+    if unused:
+        raise ValueError(f"skip={unused[0]!r} matches no linear layer of the model: correct it or leave it out")
+    return found, left
+
+
+def set_weight(module: nn.Module, weight: Tensor) -> None:
+    """Give a linear layer another weight [out, in]: a new parameter, the old tensor stays as it is."""
+    weight = weight.t() if is_conv1d(module) else weight
+    module.weight = nn.Parameter(weight.to(module.weight.dtype).contiguous(), requires_grad=False)
+
+
+def twin_of(model: nn.Module, replaced: dict[int, nn.Module] | None = None) -> nn.Module:
+    """The model with new module objects and every tensor shared.
+
+    replaced  by id of a module of the model: what stands in its place
+    """
+    replaced = replaced or {}
+    if id(model) in replaced:
+        return replaced[id(model)]
+    memo: dict[int, object] = dict(replaced)  # what deepcopy meets again, it takes from here
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is GPT-2's linear layer, which keeps its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.rpartition(".")[2] == pattern
+
+
+def _like_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, QuantizedLinear)) or is_conv1d(module)
+
+
+def _unusual(module: nn.Module) -> str | None:
+    """Why a layer that looks linear is not converted."""
+    if isinstance(module, QuantizedLinear):
+        return "it is quantized already"
+    if hasattr(module, "parametrizations") or "weight" not in module._parameters:
+        return "its weight is computed by a parametrization"
+    if type(module) is not nn.Linear and not is_conv1d(module):
+        return f"it is a {type(module).__name__}, whose weight others may read"
+    return None
+
+
+def check_weights(layers: Sequence[LinearLayer]) -> None:
+    """Raises ValueError naming the first layer whose weight has no values, integers, NaN or infinite values."""
+    for layer in layers:
+        name = layer.name or "model"
+        if layer.weight.is_meta:
+            raise ValueError(f"{name}.weight is on the meta device and has no values: load the model first")
+        if not layer.weight.is_floating_point():
+            raise ValueError(f"{name}.weight is {layer.weight.dtype}: quantize a model in floating point")
+        for chunk in layer.weight.split(256):
+            if not torch.isfinite(chunk).all():
+                raise ValueError(f"{name}.weight holds NaN or infinite values: repair the weight, or skip the layer")

@@ -1,0 +1,73 @@
+"""What converting a model did, layer by layer. Returned by :func:`quantlib.convert.quantize_model`."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """name, shape (out, in), bits_per_weight, error = ‖W − Ŵ‖/‖W‖, seconds, and the weight's bytes before and after.
+
+    Of a method that reads text also:
+    tokens          how many reached the layer
+    damping         what was used, as a share of the mean of H's diagonal
+    output_error    the share of the layer's squared output on that text that is lost (quantlib.methods.gptq.output_error)
+    rounding_error  the same, if the weight were rounded to nearest
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bits_per_weight: float
+    error: float
+    seconds: float
+    bytes_before: int
+    bytes_after: int
+    tokens: int | None = None
+    damping: float | None = None
+    output_error: float | None = None
+    rounding_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was converted, in the model's order, and what was left alone: (name, why)."""
+
+    layers: tuple[LayerReport, ...]
+    left: tuple[tuple[str, str], ...]
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(layer.bytes_after for layer in self.layers)
+
+    @property
+    def bits_per_weight(self) -> float:
+        weights = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        return sum(l.bits_per_weight * n for l, n in zip(self.layers, weights, strict=True)) / max(1, sum(weights))
+
+    def __str__(self):
+        head = (
+            f"{len(self.layers)} linear layers: {self.bytes_before / 1e6:,.1f} MB to {self.bytes_after / 1e6:,.1f} MB, "
+            f"{self.bits_per_weight:.2f} bits a weight, {sum(l.seconds for l in self.layers):.1f} s"
+        )
+        ranked = sorted(self.layers, key=lambda layer: -layer.error)
+        worst = [f"  {layer.error:8.4f}  {layer.name} {list(layer.shape)}" for layer in ranked[:5]]
+        words = [f"  left as it was: {name}, {why}" for name, why in self.left]
+        return "\n".join([head, *self._calibration(), "largest relative errors of a weight:", *worst, *words])
+
+    def _calibration(self) -> list[str]:
+        read = [layer for layer in self.layers if layer.tokens]
+        if not read:
+            return []
+        tokens = sorted({layer.tokens for layer in read})
+        gain = statistics.median(l.output_error / l.rounding_error for l in read if l.rounding_error) if read else 0.0
+        return [
+            f"read {' to '.join(f'{n:,}' for n in dict.fromkeys((tokens[0], tokens[-1])))} tokens a layer; "
+            f"damping up to {max(layer.damping for layer in read):g}; "
+            f"error of the outputs, median over layers: {gain:.2f} of rounding's"
+        ]
