@@ -89,7 +89,9 @@ class GPTQ:
 
     def __post_init__(self):
         if self.residual and not self.sequential:
-            raise ValueError("residual corrects what quantized layers changed; with sequential=False there are none: set it to 0")
+            raise ValueError(
+                "residual corrects what quantized layers changed; with sequential=False there are none: set it to 0"
+            )
 
     def quantized(self, weight: Tensor, known: Calibrated) -> tuple[QuantizedTensor, float]:
         """A float weight [out, in] quantized, and the damping that was needed."""
@@ -141,7 +143,9 @@ def quantize_model(
     if windows is not None and not reads:
         raise ValueError(f"windows: {type(method).__name__} reads no calibration text: leave it out")
     if windows is None and reads:
-        raise ValueError(f"windows: {type(method).__name__} reads calibration text: token_windows(text, tokenizer, ...)")
+        raise ValueError(
+            f"windows: {type(method).__name__} reads calibration text: pass token_windows(text, tokenizer, ...)"
+        )
     found, left = linear_layers(model, tuple(skip))
     if not found:
         raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
@@ -187,7 +191,8 @@ def _converted(
     if known is not None:
         nearest = quantize(layer.weight, method.grid)
         losses = [output_error(layer.weight, each, known.stats.gram) for each in (q, nearest)]
-        calibrated = {"tokens": known.stats.tokens, "damping": damping, "output_error": losses[0], "rounding_error": losses[1]}
+        calibrated = {"tokens": known.stats.tokens, "damping": damping}
+        calibrated |= {"output_error": losses[0], "rounding_error": losses[1]}
     report = LayerReport(
         layer.name,
         tuple(layer.weight.shape),

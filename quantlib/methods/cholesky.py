@@ -22,14 +22,14 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, float]:
     gram  H: symmetric, float32 or float64 [n, n]. Not modified. Inputs never seen (a 0 on the diagonal) are given a 1
     damp  a share of the mean diagonal; it grows tenfold until the matrix is positive definite
 
-    Raises ValueError for a diagonal with NaN, infinite or negative values or zeros only, and for a matrix that no
-    damping up to MOST_DAMP makes positive definite, which no Gram matrix is.
+    Raises ValueError for NaN or infinite values, a diagonal with negative values or with zeros only, and for a matrix
+    that no damping up to MOST_DAMP makes positive definite, which no Gram matrix is.
     """
     diagonal = gram.diagonal().double()
     if not bool(torch.isfinite(gram).all()):
-        raise ValueError("gram holds NaN or infinite values: the layer's inputs do; look for the layer that made them")
+        raise ValueError("gram holds NaN or infinite values: look for the layer that made such inputs")
     if bool((diagonal < 0).any()):
-        raise ValueError(f"gram has a negative diagonal ({diagonal.min().item():.4g}): it is no sum of squares x.t() @ x")
+        raise ValueError(f"gram has a negative diagonal ({diagonal.min().item():.4g}): it is no x.t() @ x")
     mean = diagonal.mean().item()
     if mean == 0:
         raise ValueError("gram is zero everywhere: no token reached the layer, or all its inputs are 0")
@@ -50,7 +50,7 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def upper_inverse(R: Tensor) -> Tensor:
-    """The inverse of an upper triangular matrix [n, n], by halves: [[A, B], [0, D]]⁻¹ = [[A⁻¹, −A⁻¹ B D⁻¹], [0, D⁻¹]]."""
+    """The inverse of an upper triangular [n, n], by halves: [[A, B], [0, D]]⁻¹ = [[A⁻¹, −A⁻¹ B D⁻¹], [0, D⁻¹]]."""
     n = len(R)
     if n <= SMALL:
         return torch.linalg.solve_triangular(R, torch.eye(n, dtype=R.dtype, device=R.device), upper=True)

@@ -1,4 +1,4 @@
-"""GPTQ: round a column, and let the columns that are not rounded yet make up for its error. Start from :func:`gptq_quantize`.
+"""GPTQ: round a column, and let those not rounded yet make up for its error. Start from :func:`gptq_quantize`.
 
 With H = XᵀX the squared error of a layer's output is tr((W − Q) H (W − Q)ᵀ). Rounding to nearest minimises W − Q and
 knows nothing of H. GPTQ visits the columns in a fixed order; after each it moves the others to where they are best,
@@ -73,7 +73,7 @@ def gptq_with_damping(
     clip: float | Tensor = 1.0,
     scale_dtype: torch.dtype = torch.float16,
 ) -> tuple[QuantizedTensor, float]:
-    """What gptq_quantize returns, and the damping that was needed (the largest, where blocks of rows have their own H)."""
+    """What gptq_quantize returns, and the damping that was needed, the largest of all blocks of rows."""
     nearest = quantize(w, grid, clip=clip, scale_dtype=scale_dtype)
     blocks = row_blocks(w, gram)
     if not damp >= 0:
@@ -111,7 +111,8 @@ def _columns(
     pivots = U.diagonal().tolist()
     group = order // (columns // nearest.scale.shape[1])  # [in]
     scale, zero = (
-        [None] * columns if t is None else t.to(work).t().contiguous()[group].unbind() for t in (nearest.scale, nearest.zero_point)
+        [None] * columns if t is None else t.to(work).t().contiguous()[group].unbind()  # [out|1] each
+        for t in (nearest.scale, nearest.zero_point)
     )
     W = w.to(work).t()[order]  # [in, out]: the paper's W transposed, so that a column lies in one piece
     column = W.unbind()  # views, each [out]
@@ -167,7 +168,7 @@ def row_blocks(w: Tensor, gram: Tensor) -> list[tuple[slice, Tensor]]:
     rows, columns = w.shape
     if gram.ndim not in (2, 3) or tuple(gram.shape[-2:]) != (columns, columns):
         raise ValueError(
-            f"gram must be [{columns}, {columns}], x.t() @ x for x [tokens, {columns}], or [blocks, {columns}, {columns}]; "
+            f"gram must be [{columns}, {columns}], x.t() @ x for x [tokens, {columns}], or a stack of those; "
             f"got {list(gram.shape)}"
         )
     blocks = gram.detach().to(w.device).reshape(-1, columns, columns)

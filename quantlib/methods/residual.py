@@ -1,11 +1,11 @@
-"""What the layers before have changed, corrected before this layer is rounded. Start from :func:`corrected_target`.
+"""What the layers before have changed, corrected before this one is rounded. Start from :func:`corrected_target`.
 
-A layer of a quantized model reads x, not x_float, and still should give W x_float. Least squares says which weight comes
-closest: the minimum of ‖x_float Wᵀ − x W′ᵀ‖² is W′ = W G H⁻¹ with G = x_floatᵀ x and H = xᵀx.
-Going there all the way fits the calibration text: α says how far.
+A layer of a quantized model reads x, not x_float, and still should give W x_float. Least squares says which weight
+comes closest: ‖x_float Wᵀ − x W′ᵀ‖² is least at W′ = W G H⁻¹ with G = x_floatᵀ x and H = xᵀx. Going there all the way
+fits the calibration text; α says how far to go.
 
-Sources: the idea is that of Li et al. 2025 (GPTAQ, arXiv:2504.02692), which puts the correction into the column loop, and
-of Zhang et al. 2025 (Qronos, arXiv:2505.11695); this is the plain least squares beneath both.
+Sources: the idea is that of GPTAQ (arXiv:2504.02692), which puts the correction into the column loop, and of Qronos
+(arXiv:2505.11695); this is the least squares beneath both.
 """
 
 from __future__ import annotations

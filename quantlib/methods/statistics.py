@@ -16,8 +16,8 @@ from torch import Tensor
 class InputStats:
     """Sums over the inputs x [tokens, in] of a linear layer.
 
-    gram     xᵀx, floating point [in, in]: H of GPTQ up to a factor. [blocks, in, in] where blocks of rows of the weight,
-             equally many rows each, have a matrix of their own
+    gram     xᵀx, floating point [in, in]: H of GPTQ up to a factor. [blocks, in, in] where blocks of rows of the
+             weight, equally many rows each, have a matrix of their own
     absmean  mean |x| of each input, [in]
     absmax   largest |x| of each input, [in]
     tokens   how many rows of x were summed
@@ -34,7 +34,8 @@ class InputStats:
         columns = self.gram.shape[-1] if self.gram.ndim else 0
         if self.gram.ndim not in (2, 3) or self.gram.shape[-2] != columns or not self.gram.is_floating_point():
             raise TypeError(
-                f"gram must be floating-point [in, in] or [blocks, in, in], got {self.gram.dtype} {list(self.gram.shape)}"
+                "gram must be floating-point [in, in] or [blocks, in, in], "
+                f"got {self.gram.dtype} {list(self.gram.shape)}"
             )
         for name in ("absmean", "absmax"):
             values = getattr(self, name)
@@ -43,7 +44,9 @@ class InputStats:
                     f"{name} must be floating-point [{columns}], got {values.dtype} {list(values.shape)}"
                 )
         if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
-            raise ValueError(f"tokens must be a whole number from 1 on, got {self.tokens!r}: no token reached the layer")
+            raise ValueError(
+                f"tokens must be a whole number from 1 on, got {self.tokens!r}: no token reached the layer"
+            )
 
     @classmethod
     def of(cls, x: Tensor) -> InputStats:

@@ -1,9 +1,9 @@
 """What a value projection is really multiplied by. Start from :func:`value_layers`.
 
 Nobody reads the values v = x W_vᵀ of a token as they are: query head h reads A_h v, with A_h [tokens, tokens] its
-attention weights. What W_v has to keep is A_h x W_vᵀ, so its Gram matrix is Σ_h (A_h x)ᵀ(A_h x) over the query heads that
-share a kv head: one matrix for each kv head, for the rows of W_v that make its values. A token that everybody reads, the
-attention sink, weighs there what it is worth; in xᵀx it is one token among all.
+attention weights. What W_v has to keep is A_h x W_vᵀ, so its Gram matrix is Σ_h (A_h x)ᵀ(A_h x) over the query heads
+that share a kv head: one matrix for each kv head, for the rows of W_v that make its values. A token that everybody
+reads, the attention sink, weighs there what it is worth; in xᵀx it is one token among all.
 
 The weights A come from transformers' eager attention, which returns them whatever the family: grouped queries, rotary
 or learned positions, sliding windows, soft caps are all in A already.
@@ -64,8 +64,10 @@ def value_layers(model: nn.Module) -> dict[str, ValueLayer]:
     return found
 
 
-def read_by_rows(x: Tensor, attention: Tensor | None, value: ValueLayer | None, text: Tensor | None) -> Iterator[Tensor]:
-    """What the rows of a layer's weight are multiplied by, [samples, in] each: x, or for values what attention makes of it.
+def read_by_rows(
+    x: Tensor, attention: Tensor | None, value: ValueLayer | None, text: Tensor | None
+) -> Iterator[Tensor]:
+    """What the rows of a weight are multiplied by, [samples, in] each: x, or for values what attention makes of it.
 
     x          [tokens, in]
     attention  A of a value layer, [query heads, queries, tokens]; its query heads lie below each other in samples

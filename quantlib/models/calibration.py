@@ -1,8 +1,8 @@
 """Statistics of what flows into each linear layer of a model. Start from :func:`collect_stats`.
 
-Text flows through a twin of the model, whose tensors are the model's and whose hooks are its own: an interruption at any
-moment leaves the caller's model as it was. Inputs are summed up as they pass and not kept. Layers that read the same
-tensor (q, k and v; gate and up) share one sum.
+Text flows through a twin of the model, whose tensors are the model's and whose hooks are its own: an interruption at
+any moment leaves the caller's model as it was. Inputs are summed up as they pass and not kept. Layers that read the
+same tensor (q, k and v; gate and up) share one sum.
 
 quantlib.models.windows cuts the text, quantlib.models.sequence collects block by block behind layers that are quantized
 already.
@@ -37,7 +37,7 @@ def collect_stats(
 ) -> dict[str, InputStats]:
     """The InputStats of every linear layer, by name, in one pass over the windows.
 
-    model    any module that takes int64 [1, tokens]; a transformers model usually. Not changed, not even when interrupted
+    model    any module that takes int64 [1, tokens], usually of transformers. Not changed, not even when interrupted
     windows  int64 [count, length], as token_windows returns, or rows of any lengths
     skip     layers to leave out, as in quantize_model
     through_attention  v_proj gets the Gram matrix of what attention makes of its inputs, one for each kv head: gram is

@@ -13,7 +13,7 @@ class LayerReport:
     Of a method that reads text also:
     tokens          how many reached the layer
     damping         what was used, as a share of the mean of H's diagonal
-    output_error    the share of the layer's squared output on that text that is lost (quantlib.methods.gptq.output_error)
+    output_error    the share of the layer's squared output on that text that is lost (quantlib.methods.gptq)
     rounding_error  the same, if the weight were rounded to nearest
     """
 

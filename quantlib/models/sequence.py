@@ -152,7 +152,7 @@ class _Walk:
         return out[0] if isinstance(out, tuple) else out
 
     def stages(self, scope: str | None, layers: list[str]) -> list[list[str]]:
-        """The layers in the order of their calls, those that read the same tensor together. What is never called comes last."""
+        """The layers in the order of their calls, those that read the same tensor together; never called ones last."""
         heard: list[tuple[str, Tensor]] = []
         with listening({n: self.layers[n] for n in layers}, lambda name, x, _: heard.append((name, x)), {}):
             self.run(scope, 0)
@@ -185,7 +185,7 @@ class _Walk:
         return heard
 
     def pass_on(self, scope: str | None) -> None:
-        """The windows pass a block, and become the inputs of the next. Its weights go unless layers behind need them."""
+        """The windows pass a block. Its new weights go then, unless layers behind the blocks need them."""
         if scope is None:
             return
         for window in range(len(self.rows)):
@@ -223,12 +223,12 @@ class _Walk:
         return [name for name in names if name in heard]
 
     def _calls(self, how: str) -> dict[str, tuple[tuple, dict]] | None:
-        """What each block is called with beside hidden states: masks, positions. None if that is not enough to run them."""
+        """What each block is called with beside hidden states: masks, positions. None if they cannot be run on that."""
         first, *others = (self._trace(window, how) for window in range(min(2, len(self.rows))))
         return None if first is None or any(not _same(first, other) for other in others) else first
 
     def _trace(self, window: int, how: str) -> dict[str, tuple[tuple, dict]] | None:
-        """The calls of the blocks in one pass, or None if a block is not called once, on what the one before it returned."""
+        """The blocks' calls in one pass. None if a block is not called once, on what the one before it returned."""
         calls: dict[str, tuple[tuple, dict]] = {}
         flow: list[Tensor | None] = []
 
@@ -264,7 +264,7 @@ class _Walk:
 
 
 def blocks_of(model: nn.Module) -> list[str]:
-    """The names of a model's blocks: the elements of its largest nn.ModuleList of modules of one kind. Empty if it has none."""
+    """The names of a model's blocks: the elements of its largest nn.ModuleList of modules of one kind, if any."""
     lists = {
         name: module
         for name, module in model.named_modules()

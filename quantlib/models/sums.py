@@ -55,11 +55,14 @@ class Sums:
         """Raises ValueError, naming the layer, if no token was added or the inputs were not finite."""
         if not self.tokens:
             raise ValueError(
-                f"{name}: no token reached this layer, so nothing is known of its inputs: calibrate on more text, or skip it"
+                f"{name}: no token reached this layer, so nothing is known of its inputs: "
+                "calibrate on more text, or skip it"
             )
         gram = self.gram.matrix()
         if not bool(torch.isfinite(gram).all()):
-            raise ValueError(f"{name}: its inputs hold NaN or infinite values: look for the layer before it that makes them")
+            raise ValueError(
+                f"{name}: its inputs hold NaN or infinite values: look for the layer before it that makes them"
+            )
         return InputStats(gram, (self.total / self.tokens).to(gram.dtype), self.largest, self.tokens)
 
 

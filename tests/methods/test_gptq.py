@@ -170,7 +170,8 @@ def test_other_dtypes_and_nothing_is_modified(dtype):
     w, gram = weight(9, 32, 64).to(dtype), grams(9, 64)
     before = w.clone(), gram.clone()
     q = gptq_quantize(w, gram, Grid(4, 32), act_order=True)
-    assert q.codes.equal(gptq_quantize(w.float() if dtype != torch.float64 else w, gram, Grid(4, 32), act_order=True).codes)
+    work = w if dtype == torch.float64 else w.float()
+    assert q.codes.equal(gptq_quantize(work, gram, Grid(4, 32), act_order=True).codes)
     assert w.equal(before[0]) and gram.equal(before[1])
 
 

@@ -14,7 +14,8 @@ WORDS = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{n}" for
 def tokenizer():
     backend = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def words(first, last):
