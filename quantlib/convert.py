@@ -162,6 +162,7 @@ def quantize_model(
                 return weight
 
             method.calibrate(model, found, windows, replace)
+        _warn_of_few_tokens([made[layer.name][1] for layer in found])
     else:
         for layer in found:
             made[layer.name], _ = _converted(layer, method, None)
@@ -204,6 +205,16 @@ def _converted(
         **calibrated,
     )
     return (new, report), None if known is None else q.dequantize(layer.weight.dtype)
+
+
+def _warn_of_few_tokens(reports: list[LayerReport]) -> None:
+    few = [layer for layer in reports if layer.tokens < layer.shape[1]]
+    if few:
+        warnings.warn(
+            f"{few[0].name or 'model'} read {few[0].tokens} tokens, fewer than its {few[0].shape[1]} inputs "
+            f"({len(few)} layers): H is singular there, and damping decides what the text does not; calibrate on more",
+            stacklevel=3,
+        )
 
 
 def _weight_only(q: QuantizedTensor, bias: Tensor | None) -> QuantizedLinear:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.methods.statistics import InputStats
-from quantlib.models.attention import read_by_rows
 from quantlib.models.calibration import device_of, eager_if, known_values, listening, quiet_twin
 from quantlib.models.linears import set_weight
-from quantlib.models.sums import Products, Sums, same_tensor, working
+from quantlib.models.sums import Sums, same_tensor
 from quantlib.models.windows import checked_windows, not_padding
 
 
@@ -92,20 +91,16 @@ def _read(walks: list[_Walk], scope: str | None, stage: list[str]) -> list[Calib
     plain = [name for name in stage if name not in values]
     heads = [*plain[:1], *values]  # the plain layers of a stage read the same tensor: one sum serves them all
     sums = {name: Sums(values.get(name)) for name in heads}
-    crosses = {name: Products(values.get(name)) for name in heads}
     calls = sum(walk.times[name] for name in heads)
     for window, text in enumerate(walk.text):
         heard = walk.hear(scope, heads, window, calls)
-        for name, x, attention in heard:
-            sums[name].add(x, attention, text)
-        if original is not None:
-            for (name, *a), (_, *b) in zip(original.hear(scope, heads, window, calls), heard, strict=True):
-                left, right = (read_by_rows(working(x), A, values.get(name), text) for x, A in (a, b))
-                crosses[name].add(zip(left, right, strict=True))
+        pairs = zip(heard, original.hear(scope, heads, window, calls) if original else [None] * len(heard), strict=True)
+        for (name, x, attention), other in pairs:
+            sums[name].add(x, attention, text, None if other is None else (other.x, other.attention))
     known = []
     for name in stage:
-        head = name if name in values else plain[0]
-        known.append(Calibrated(name, sums[head].stats(name), crosses[head].matrix() if original is not None else None))
+        of = sums[name if name in values else plain[0]]
+        known.append(Calibrated(name, of.stats(name), of.cross.matrix() if original else None))
     return known
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -12,17 +10,16 @@ from quantlib.models.attention import ValueLayer, read_by_rows
 
 
 class Products:
-    """Σ leftᵀ right over pairs of samples [samples, in], one matrix for each part that read_by_rows yields."""
+    """Σ leftᵀ right over samples [samples, in] each, one matrix for each part that read_by_rows yields."""
 
     def __init__(self, value: ValueLayer | None = None):
         self.value = value
         self.parts: list[Tensor] = []  # [in, in] each
 
-    def add(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        for i, (left, right) in enumerate(pairs):
-            if i == len(self.parts):
-                self.parts.append(left.new_zeros((left.shape[1], right.shape[1])))
-            self.parts[i].addmm_(left.t(), right)
+    def add(self, part: int, left: Tensor, right: Tensor) -> None:
+        if part == len(self.parts):
+            self.parts.append(left.new_zeros((left.shape[1], right.shape[1])))
+        self.parts[part].addmm_(left.t(), right)
 
     def matrix(self) -> Tensor:
         """[in, in]; of a layer that makes values [blocks of head_dim rows, in, in]."""
@@ -33,16 +30,38 @@ class Products:
 
 
 class Sums:
-    """The InputStats of one layer in the making. value: of a layer that makes values."""
+    """The InputStats of one layer in the making. value: of a layer that makes values.
+
+    gram   Σ yᵀy over what its rows are multiplied by
+    cross  Σ y_floatᵀy, where add is told what the layer of the float model reads; empty elsewhere
+    """
 
     def __init__(self, value: ValueLayer | None = None):
-        self.value, self.tokens, self.gram = value, 0, Products(value)
+        self.value, self.tokens = value, 0
+        self.gram, self.cross = Products(value), Products(value)
         self.total = self.largest = None
 
-    def add(self, x: Tensor, attention: Tensor | None = None, text: Tensor | None = None) -> None:
-        """x [tokens, in]; attention [heads, tokens, tokens] for a value layer; text: bool [tokens], or None for all."""
+    def add(
+        self,
+        x: Tensor,
+        attention: Tensor | None = None,
+        text: Tensor | None = None,
+        original: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
+        """x [tokens, in]; attention [heads, tokens, tokens] for a value layer; text: bool [tokens], or None for all.
+
+        original: x and attention of the float model, for cross.
+        """
         x = working(x)
-        self.gram.add((y, y) for y in read_by_rows(x, attention, self.value, text))
+        read = read_by_rows(x, attention, self.value, text)
+        if original is None:
+            for part, y in enumerate(read):
+                self.gram.add(part, y, y)
+        else:
+            read_float = read_by_rows(working(original[0]), original[1], self.value, text)
+            for part, (y_float, y) in enumerate(zip(read_float, read, strict=True)):
+                self.gram.add(part, y, y)
+                self.cross.add(part, y_float, y)
         magnitude = (x if text is None else x[text.to(x.device)]).abs()
         if self.total is None:
             self.total, self.largest = x.new_zeros(x.shape[1], dtype=torch.float64), x.new_zeros(x.shape[1])

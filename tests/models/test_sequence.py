@@ -207,6 +207,11 @@ def test_damping_that_grew_is_said_with_the_layers_name():
     assert max(layer.damping for layer in report.layers) > 0
 
 
+def test_fewer_tokens_than_inputs_are_said():
+    with pytest.warns(UserWarning, match=r"down_proj read 72 tokens, fewer than its 128 inputs \(2 layers\)"):
+        quantize_model(make("llama"), GPTQ(G), windows(3))
+
+
 @pytest.mark.parametrize("at", [1, 2, 7, 13])
 def test_an_interruption_leaves_the_model_as_it_was(at, monkeypatch):
     from quantlib import convert
