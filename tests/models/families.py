@@ -12,6 +12,8 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -41,12 +43,14 @@ MAKERS = {
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(**SLIDING, layer_types=["sliding_attention", "full_attention"])
     ),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SHARED)),
     "opt": _opt,
     "opt-350m": lambda: _opt(word_embed_proj_dim=32, do_layer_norm_before=False),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)),
 }
 STAGES = {  # the layers of a block that read the same tensor, in the order of their calls
     "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+    "phi3": [["qkv_proj"], ["o_proj"], ["gate_up_proj"], ["down_proj"]],
     "opt": [["q_proj", "k_proj", "v_proj"], ["out_proj"], ["fc1"], ["fc2"]],
     "gpt2": [["attn.c_attn"], ["attn.c_proj"], ["mlp.c_fc"], ["mlp.c_proj"]],
 }

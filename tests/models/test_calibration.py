@@ -77,7 +77,7 @@ def test_a_kv_heads_matrix_is_that_of_what_its_query_heads_read(family):
     model, rows = make(family), windows(3)
     stats, x = collect_stats(model, rows, through_attention=True), inputs_of(model, rows)
     plain = collect_stats(model, rows)
-    values = [name for name in stats if name.endswith(("v_proj", "c_attn"))]
+    values = [name for name in stats if name.endswith(("v_proj", "c_attn"))]  # qkv_proj too
     assert len(values) == 2
     for block, name in enumerate(values):
         expected = 0
@@ -85,13 +85,13 @@ def test_a_kv_heads_matrix_is_that_of_what_its_query_heads_read(family):
             A, inputs = attention_of(model, row)[block], x[name].view(len(rows), -1, 64)[i]
             y = torch.einsum("hqt,ti->hqi", A, inputs)
             each = torch.einsum("hqi,hqj->hij", y, y)  # [heads, in, in]
-            kv = 2 if name.endswith("v_proj") and "decoder" not in name else 4
+            kv = 2 if name.startswith("model.layers") else 4
             expected = expected + each.unflatten(0, (kv, -1)).sum(1)  # [kv heads, in, in]
         gram = stats[name].gram.double()
-        if name.endswith("c_attn"):  # queries and keys come first, four heads each
-            assert gram.shape[0] == 12 and torch.allclose(gram[0], plain[name].gram.double(), atol=1e-2)
-            assert gram[0].equal(gram[7])
-            gram = gram[8:]
+        if name.endswith(("c_attn", "qkv_proj")):  # queries and keys come first: four heads, and kv heads
+            assert len(gram) == 4 + 2 * kv and torch.allclose(gram[0], plain[name].gram.double(), atol=1e-2)
+            assert gram[0].equal(gram[3 + kv])
+            gram = gram[4 + kv :]
         assert gram.shape == expected.shape
         assert torch.allclose(gram, expected, atol=1e-4 * expected.abs().max().item())
     others = set(stats) - set(values)

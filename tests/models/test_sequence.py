@@ -66,6 +66,15 @@ def test_the_new_model_computes_with_these_weights():
         assert torch.allclose(new(rows).logits, expected(rows).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    model, rows = make("llama").to(dtype), windows()
+    new, report = quantize_model(model, GPTQ(G, through_attention=True, search_scales=True, residual=0.25), rows)
+    assert new(rows).logits.dtype == dtype and torch.isfinite(new(rows).logits).all()
+    plain = [layer for layer in report.layers if "v_proj" not in layer.name]
+    assert all(layer.output_error < layer.rounding_error for layer in plain)
+
+
 @pytest.mark.parametrize("grid", [Grid(2, 16), Grid(3, 64, symmetric=False), Grid(8), Grid(4, "tensor")], ids=str)
 def test_other_grids(grid):
     new, report = quantize_model(make("llama"), GPTQ(grid, act_order=False, damp=0.1), windows())
