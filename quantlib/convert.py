@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from quantlib.grid import Grid, QuantizedTensor, quantize
 from quantlib.layers import Int4Linear, Int8Linear, QuantizedLinear
 from quantlib.mixed import MixedInt8Linear
-from quantlib.methods.gptq import gptq_with_damping, output_error
+from quantlib.methods.gptq import gptq_with_damping, squared_output
 from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
 from quantlib.models.calibration import collect_stats, progress
@@ -190,10 +190,13 @@ def _converted(
     new.train(layer.module.training)
     elapsed = time.perf_counter() - start
     if known is not None:
-        nearest = quantize(layer.weight, method.grid)
-        losses = [output_error(layer.weight, each, known.stats.gram) for each in (q, nearest)]
+        total = squared_output(layer.weight, known.stats.gram) or 1.0
+        lost, by_rounding = (
+            squared_output(layer.weight - each.dequantize(), known.stats.gram) / total
+            for each in (q, quantize(layer.weight, method.grid))
+        )
         calibrated = {"tokens": known.stats.tokens, "damping": damping}
-        calibrated |= {"output_error": losses[0], "rounding_error": losses[1]}
+        calibrated |= {"output_error": lost, "rounding_error": by_rounding}
     report = LayerReport(
         layer.name,
         tuple(layer.weight.shape),

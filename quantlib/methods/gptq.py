@@ -146,16 +146,19 @@ def output_error(w: Tensor, q: QuantizedTensor, gram: Tensor) -> float:
     """
     if tuple(q.shape) != tuple(w.shape):
         raise ValueError(f"q must have the shape of w, {list(w.shape)}, got {list(q.shape)}")
-    lost = total = 0.0
-    Q = q.dequantize(working_dtype(w.dtype))
+    total = squared_output(w, gram)
+    return squared_output(w.detach() - q.dequantize(working_dtype(w.dtype)), gram) / total if total else 0.0
+
+
+def squared_output(w: Tensor, gram: Tensor) -> float:
+    """tr(W G Wᵀ), the sum of (x · wᵀ)² over the inputs that G sums up; computed in float64."""
+    total = 0.0
     for rows, G in row_blocks(w, gram):
         G = G.double()
         for some in row_chunks(w[rows]):
             W = w.detach()[rows][some].double()  # [some, in]
-            D = W - Q[rows][some].double()
-            lost += ((D @ G) * D).sum().item()
             total += ((W @ G) * W).sum().item()
-    return max(0.0, lost) / total if total > 0 else 0.0
+    return max(0.0, total)
 
 
 def row_blocks(w: Tensor, gram: Tensor) -> list[tuple[slice, Tensor]]:
