@@ -32,15 +32,15 @@ test-older-cpus: $(READY) ## run what depends on the CPU again, as CPUs without 
 	$(BIN)/python tests/older_cpus.py $(TEST_ARGS)
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
-	$(BIN)/python -m quantlib.record $(if $(RECORD),"$(RECORD)")
+	$(BIN)/python -m quantlib record $(if $(RECORD),"$(RECORD)")
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
-	-$(BIN)/python -m quantlib.kernels.compiled
-	$(BIN)/python -m quantlib.record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding
-	$(BIN)/python -m quantlib.bench
+	-$(BIN)/python -m quantlib build
+	$(BIN)/python -m quantlib record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding
+	$(BIN)/python -m quantlib bench
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest
-	@$(BIN)/python -m quantlib.check_env
+	@$(BIN)/python -m quantlib check-env
 
 book: $(READY) ## build the static site in _build/book
 	$(BIN)/python site/build.py

@@ -1,55 +1,32 @@
 """quantlib: what the quantization lessons import. Start from `quantize` and `Grid`.
 
-Names are loaded on first use, so that importing the package costs nothing and needs neither transformers nor
-matplotlib. The distribution is called quantization-lessons: "quantlib" on the package index is a finance library.
+Ten rooms, and imports point down only: numerics; methods and kernels; layers; models, measure and zoo; records and
+book; commands. Names are loaded on first use, so that importing the package costs nothing and needs neither
+transformers nor matplotlib. The distribution is called quantization-lessons: "quantlib" on the package index is a
+finance library.
 """
 
-from importlib import import_module
+from quantlib.names import offered
 
-_HOME = {
-    "Grid": "grid",
-    "QuantizedTensor": "grid",
-    "quantize": "grid",
-    "mse_clip": "grid",
-    "pack": "packing",
-    "unpack": "packing",
-    "linear": "kernels",
-    "explain": "kernels",
-    "Int8Linear": "layers",
-    "Int4Linear": "layers",
-    "MixedInt8Linear": "mixed",
-    "outlier_features": "outliers",
-    "smooth_scale": "smooth",
-    "quantize_model": "convert",
-    "RTN": "convert",
-    "LLMInt8": "convert",
-    "GPTQ": "convert",
-    "InputStats": "methods.statistics",
-    "gptq_quantize": "methods.gptq",
-    "output_error": "methods.gptq",
-    "token_windows": "models.calibration",
-    "collect_stats": "models.calibration",
-    "load_lesson_model": "zoo",
-    "load_model": "zoo",
-    "load_text": "zoo",
-    "perplexity": "evaluate",
-    "compare": "evaluate",
-    "paired_bootstrap": "evaluate",
-    "footprint": "sizes",
-    "model_shape": "sizes",
-    "REAL_MODELS": "sizes",
-    "explore": "widgets",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'quantlib' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(import_module(f"quantlib.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = offered(
+    __name__,
+    {
+        "numerics.grid": "Grid",
+        "numerics.quantize": "QuantizedTensor quantize mse_clip",
+        "numerics.packing": "pack unpack",
+        "methods.llm_int8": "outlier_features",
+        "methods.smoothquant": "smooth_scale",
+        "methods.statistics": "InputStats",
+        "methods.gptq": "gptq_quantize output_error",
+        "kernels.product": "linear explain",
+        "layers.weight_only": "Int8Linear Int4Linear",
+        "layers.mixed": "MixedInt8Linear",
+        "models.convert": "quantize_model RTN LLMInt8 GPTQ",
+        "models.calibration": "collect_stats",
+        "models.windows": "token_windows",
+        "models.sizes": "footprint model_shape REAL_MODELS",
+        "measure.evaluate": "perplexity compare paired_bootstrap",
+        "zoo.zoo": "load_lesson_model load_model load_text",
+        "book.widgets": "explore",
+    },
+)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from quantlib.kernels import compiled
-from quantlib.machine import _cpu
+from quantlib.kernels.cpu import compiled
+from quantlib.measure.machine import _cpu
 
 PATHS = {"this CPU": compiled.FLAGS, "any CPU": (*compiled.FLAGS, "-DQUANTLIB_PORTABLE")}
 if "avx512f" in _cpu()[1]:

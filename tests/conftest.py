@@ -9,7 +9,7 @@ import pytest
 from book_tools import ROOT, build, chromium, serving
 from compiled_builds import PATHS
 
-from quantlib.kernels import compiled
+from quantlib.kernels.cpu import compiled
 
 
 @pytest.fixture(scope="session")

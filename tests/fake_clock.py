@@ -1,6 +1,6 @@
 """A clock that moves only when told to, so that timings are known beforehand."""
 
-from quantlib.clocks import Clock
+from quantlib.measure.clocks import Clock
 
 
 class FakeTime:

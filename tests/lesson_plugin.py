@@ -24,8 +24,8 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from quantlib.lesson_files import remedy
-from quantlib.zoo import LESSON_MODEL
+from quantlib.records.lesson_files import remedy
+from quantlib.zoo.zoo import LESSON_MODEL
 from tests.book_run import BookRun, about_the_last
 from tests.lesson_outputs import comparable, differences
 from tests.lesson_pages import CHECK, CodeCell, has_cells, read_page

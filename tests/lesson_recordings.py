@@ -1,7 +1,7 @@
 """What the checked cells of a page printed when it was recorded. Start from :func:`read_recording`.
 
 lessons/recorded/<page>.outputs.json holds, for each checked cell in the page's order, its source and its outputs, line
-by line, so that a change reads well in a diff. Another comment in a cell is no change (quantlib.experiments.meaning).
+by line, so that a change reads well in a diff. Another comment in a cell is no change (quantlib.records.experiments.meaning).
 `make record` writes it.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quantlib.experiments import meaning
-from quantlib.lesson_files import read_json, remedy, write_json
-from quantlib.machine import package_versions, this_machine
+from quantlib.measure.machine import package_versions, this_machine
+from quantlib.records.experiments import meaning
+from quantlib.records.lesson_files import read_json, remedy, write_json
 from tests.lesson_outputs import differences
 
 

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = ("tests/test_kernels_compiled.py", "tests/test_kernels_digits.py", "tests/test_kernels_integers.py")
+COMPILED = ("tests/kernels/test_compiled.py", "tests/kernels/test_compiled_digits.py", "tests/kernels/test_integers.py")
 FILES = (
-    "tests/test_bitsandbytes.py",
-    "tests/test_kernels.py",
-    "tests/test_kernels_packed.py",
-    "tests/test_kernels_probes.py",
-    "tests/test_layers.py",
-    "tests/test_mixed.py",
-    "tests/test_outliers.py",
+    "tests/layers/test_bitsandbytes.py",
+    "tests/kernels/test_product.py",
+    "tests/kernels/test_packed.py",
+    "tests/kernels/test_probes.py",
+    "tests/layers/test_weight_only.py",
+    "tests/layers/test_mixed.py",
+    "tests/methods/test_llm_int8.py",
     "lessons/03-keep-the-outliers-apart.md",
 )
 # what the compiler says it uses -> the flag that forbids it; the first takes all of AVX-512 with it, VNNI and bfloat16 too
@@ -93,7 +93,7 @@ def main(words: Sequence[str]) -> int:
         shown = " ".join(f"{name}={shlex.quote(value)}" for name, value in cpu.variables.items())
         print(f"\n=== as on {cpu.name}: {shown}", flush=True)
         if "CXX" in cpu.variables:  # its library has a name of its own in the cache, and stays there
-            subprocess.run([sys.executable, "-m", "quantlib.kernels.compiled"], cwd=ROOT, env=environment, check=True)
+            subprocess.run([sys.executable, "-m", "quantlib", "build"], cwd=ROOT, env=environment, check=True)
         tests = [sys.executable, "-m", "pytest", "-q", *cpu.files, *words]
         done = subprocess.run(tests, cwd=ROOT, env=environment, check=False)
         print(f"=== as on {cpu.name}: {time.monotonic() - start:.0f} s", flush=True)

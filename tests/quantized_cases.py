@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from quantlib import Grid, quantize
-from quantlib.grid import QuantizedTensor
+from quantlib.numerics.quantize import QuantizedTensor
 
 
 def act_ordered(q, generator):

@@ -18,7 +18,7 @@ def test_every_file_is_there():
 
 
 def test_both_are_compared_with_bitsandbytes():
-    assert all("tests/test_bitsandbytes.py" in cpu.files for cpu in cpus())
+    assert all("tests/layers/test_bitsandbytes.py" in cpu.files for cpu in cpus())
 
 
 @on_x86

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -34,33 +35,29 @@ def test_an_unknown_name_lists_the_known_ones():
         quantlib.quantise  # noqa: B018
 
 
-FLOORS = [
-    {"fetch", "transports", "progress"}, {"rounding", "grid", "packing"}, {"methods", "outliers", "digits", "smooth"}, {"kernels", "layers", "mixed"},
-    {"models", "convert", "report", "checkpoint", "zoo", "hub", "readers", "evaluate", "sizes", "benchmark", "ceilings", "caches", "clocks", "decoding"},
-]  # fmt: skip
+def test_imports_point_down_and_in_no_circle():
+    """The contracts of pyproject.toml: rooms as floors, and no two files that need each other."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "2 kept, 0 broken" in done.stdout, done.stdout + done.stderr
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert not any("ignore_imports" in contract for contract in settings["contracts"]), "no exceptions"
 
 
-def test_imports_point_down():
-    import ast
+ROOM_OF = {
+    "numerics": ("Grid", "QuantizedTensor", "quantize", "mse_clip", "pack"),
+    "methods": ("outlier_features", "smooth_scale", "gptq_quantize", "InputStats"),
+    "kernels": ("linear", "explain"),
+    "layers": ("Int8Linear", "Int4Linear", "MixedInt8Linear"),
+    "models": ("quantize_model", "RTN", "LLMInt8", "collect_stats", "footprint"),
+    "measure": ("perplexity", "compare", "paired_bootstrap"),
+    "zoo": ("load_lesson_model", "load_text"),
+    "book": ("explore",),
+}
 
-    def floor(module):
-        return next((i for i, names in enumerate(FLOORS) if module in names), len(FLOORS))
 
-    for path in sorted((ROOT / "quantlib").rglob("*.py")):
-        own = path.relative_to(ROOT / "quantlib").parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = (
-                [node.module]
-                if isinstance(node, ast.ImportFrom) and node.module
-                else [a.name for a in getattr(node, "names", [])]
-                if isinstance(node, ast.Import)
-                else []
-            )
-            for name in names:
-                if name.startswith("quantlib."):
-                    other = name.split(".")[1]
-                    assert floor(other) <= floor(own), (
-                        f"{path.name} (floor {floor(own)}) imports {other} (floor {floor(other)})"
-                    )
+def test_every_name_is_in_the_room_where_one_looks():
+    assert {name for names in ROOM_OF.values() for name in names} <= set(quantlib.__all__)
+    for room, names in ROOM_OF.items():
+        for name in names:
+            assert getattr(quantlib, name).__module__.split(".")[1] == room, name

@@ -12,11 +12,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from quantlib.grid import Grid, quantize
-from quantlib.kernels import triton_w4a16, triton_w8a8, triton_w8a16
+from quantlib.kernels.gpu import triton_w4a16, triton_w8a8, triton_w8a16
+from quantlib.kernels.gpu.tuning import INTERPRETED, Config, interpreting
 from quantlib.kernels.packed import pack_weight
 from quantlib.kernels.reference import int8_matmul_reference, linear_reference, linear_w8a8_reference, rounding_bound
-from quantlib.kernels.tuning import INTERPRETED, Config, interpreting
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.quantize import quantize
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run this with TRITON_INTERPRET=1, as test_kernels_triton.py does"
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from quantlib.figures import ERROR, EXACT, GRID, Stage, axes, comb, new, number
-from quantlib.widgets import Frame, choice, explore, steps
+from quantlib.book.figures import ERROR, EXACT, GRID, Stage, axes, comb, new, number
+from quantlib.book.widgets import Frame, choice, explore, steps
 
 WEIGHTS = np.random.default_rng(0).normal(size=64) / 4
 

@@ -6,17 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantlib import Grid, RTN, quantize, quantize_model
-from quantlib.benchmark import measure
-from quantlib.ceilings import READ, ceilings, reader
-from quantlib.decoding import decode_step, profile_decode
-from quantlib.decoding import tokens_per_second
-from quantlib.graphs import graphed
-from quantlib.kernels import int8_matmul, pack_weight
-from quantlib.kernels import kernels_of, usable
-from quantlib.mixed import MixedInt8Linear
+from quantlib import RTN, Grid, quantize, quantize_model
+from quantlib.kernels import int8_matmul, kernels_of, pack_weight, usable
+from quantlib.layers.mixed import MixedInt8Linear
+from quantlib.measure.benchmark import measure
+from quantlib.measure.ceilings import READ, ceilings, reader
+from quantlib.measure.decoding import decode_step, profile_decode, tokens_per_second
+from quantlib.measure.graphs import graphed
+from quantlib.measure.steps import steps
 from quantlib.records import experiment
-from quantlib.steps import steps
 
 TEXTBOOK = Grid(8, "row", narrow_range=True)
 

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantlib import Grid, LLMInt8, load_text, perplexity, quantize, quantize_model
-from quantlib.benchmark import measure
-from quantlib.ceilings import ceilings
 from quantlib.kernels import int8_matmul
-from quantlib.layers import Int8Linear
-from quantlib.mixed import MixedInt8Linear
-from quantlib.outliers import massive_activations, outlier_features, outlier_stats, quantize_rows
+from quantlib.layers.mixed import MixedInt8Linear
+from quantlib.layers.weight_only import Int8Linear
+from quantlib.measure.benchmark import measure
+from quantlib.measure.ceilings import ceilings
+from quantlib.measure.steps import steps
+from quantlib.methods.llm_int8 import massive_activations, outlier_features, outlier_stats, quantize_rows
+from quantlib.methods.smoothquant import fold, smooth_scale
 from quantlib.records import experiment, load_record
-from quantlib.smooth import fold, smooth_scale
-from quantlib.steps import steps
 
 MODEL = "SmolLM2-135M-Instruct"
 THRESHOLDS = (None, 48.0, 24.0, 12.0, 6.0, 3.0, 1.0, 0.0)
@@ -336,7 +336,7 @@ def speed(
 
 
 def time_layer(out, columns, count, one_in, rounds, patience, device):
-    from quantlib.mixed import quantize_in_pieces
+    from quantlib.layers.mixed import quantize_in_pieces
 
     linear = nn.Linear(columns, out, bias=False, device=device)
     w, w16 = linear.weight.detach(), linear.weight.detach().bfloat16()

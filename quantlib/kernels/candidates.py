@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantlib.grid import Grid
 from quantlib.kernels.packed import PackedWeight, unpack_weight
+from quantlib.numerics.grid import Grid
 
 MOST_ROWS = 1024  # beyond it the order of kernels no longer changes
 

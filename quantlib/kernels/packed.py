@@ -1,6 +1,6 @@
 """A quantized matrix in the bytes that a machine's kernels read. Start from :func:`pack_weight`.
 
-A :class:`~quantlib.grid.QuantizedTensor` keeps one int8 per code, whatever the bits. A layer keeps a
+A :class:`~quantlib.numerics.quantize.QuantizedTensor` keeps one int8 per code, whatever the bits. A layer keeps a
 :class:`PackedWeight`: as many bytes as the codes need, in the order in which the kernels of its device want them.
 The order differs between devices, and between CPUs. So packed bytes are never saved: :func:`unpack_weight` gives back
 exactly what was packed, and that is what a checkpoint holds.
@@ -14,8 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quantlib.grid import Grid, QuantizedTensor
-from quantlib.packing import pack, packed_bytes, unpack, width
+from quantlib.kernels.tinygemm import pack_tinygemm, unpack_tinygemm
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.packing import pack, packed_bytes, unpack, width
+from quantlib.numerics.quantize import QuantizedTensor
 
 LAYOUTS = ("rows", "int4pack", "onednn", "tinygemm")
 INT4PACK_GROUPS = (32, 64, 128, 256)
@@ -27,7 +29,7 @@ class PackedWeight:
     """The weight of one linear layer, ready to be multiplied with.
 
     data        the codes. layout "rows": int8 [out, in] for 5 to 8 bits, uint8 [out, ceil(in/2)] nibbles for 2 to 4
-                (quantlib.packing). "int4pack": uint8 [out/B, in, B/2], PyTorch's order on CPUs, where a byte of block
+                (quantlib.numerics.packing). "int4pack": uint8 [out/B, in, B/2], PyTorch's order on CPUs, where a byte of block
                 b holds code + 8 of row bB + r in its low nibble and of row bB + r + B/2 in its high one. "onednn":
                 int8 [out, in] in oneDNN's blocks, opaque. "tinygemm": PyTorch's order for tensor cores.
     scale       [groups, out|1] for 2 to 4 bits, [out|1, groups] for 5 to 8
@@ -210,15 +212,11 @@ def _to_onednn(codes: Tensor, bits: int) -> Tensor:
 
 
 def _to_tinygemm(codes: Tensor, bits: int) -> Tensor:
-    from quantlib.kernels.gpu import pack_tinygemm
-
     return pack_tinygemm(codes)
 
 
 def _from_tinygemm(p: PackedWeight) -> Tensor:
-    from quantlib.kernels.gpu import unpack_tinygemm
-
-    return unpack_tinygemm(p)
+    return unpack_tinygemm(p.data, p.out_features, p.in_features)
 
 
 def _on_meta(layout: str, codes: Tensor, bits: int) -> Tensor:

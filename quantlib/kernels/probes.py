@@ -26,12 +26,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from quantlib.grid import Grid, QuantizedTensor
 from quantlib.kernels.candidates import Kernel
+from quantlib.kernels.gpu.tuning import untuned
 from quantlib.kernels.guards import GuardedResults, guarded
 from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight
 from quantlib.kernels.reference import linear_reference, rounding_bound
-from quantlib.kernels.tuning import untuned
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.quantize import QuantizedTensor
 
 MOST_COLUMNS = 1024  # of a probe, unless a single group has more
 MOST_UNITS = 260  # rows of x with a single 1

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantlib.grid import QuantizedTensor
+from quantlib.numerics.quantize import QuantizedTensor
 
 
 def linear_reference(

@@ -16,9 +16,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from quantlib.grid import Grid, QuantizedTensor, quantize
 from quantlib.methods.cholesky import inverse_factor
-from quantlib.rounding import row_chunks, working_dtype
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.quantize import QuantizedTensor, quantize
+from quantlib.numerics.rounding import row_chunks, working_dtype
 
 PANEL = 32  # columns that are updated one by one; a panel of Wᵀ stays in cache
 

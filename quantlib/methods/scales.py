@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantlib.grid import Grid, quantize
 from quantlib.methods.gptq import row_blocks
-from quantlib.rounding import group_extremes, round_to_codes, row_chunks, scale_and_zero_point, take_rows, working_dtype
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.quantize import quantize
+from quantlib.numerics.rounding import (
+    group_extremes,
+    round_to_codes,
+    row_chunks,
+    scale_and_zero_point,
+    take_rows,
+    working_dtype,
+)
 
 RATIOS = tuple(1 - 0.02 * k for k in range(20))  # 1, 0.98, … 0.62
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from quantlib.layers import QuantizedLinear
+from quantlib.layers.weight_only import QuantizedLinear
 
 HEAD = ("lm_head",)
 

@@ -1,4 +1,4 @@
-"""What converting a model did, layer by layer. Returned by :func:`quantlib.convert.quantize_model`."""
+"""What converting a model did, layer by layer. Returned by :func:`quantlib.models.convert.quantize_model`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from test_calibration import Sometimes, as_it_was
 from torch import nn
 
 from quantlib import GPTQ, Grid, Int4Linear, Int8Linear, collect_stats, gptq_quantize, quantize_model
-from quantlib.layers import QuantizedLinear
+from quantlib.layers.weight_only import QuantizedLinear
 from quantlib.methods.residual import corrected_target
 from quantlib.models import sequence
 from quantlib.models.linears import linear_layers, set_weight
@@ -223,7 +223,7 @@ def test_fewer_tokens_than_inputs_are_said():
 
 @pytest.mark.parametrize("at", [1, 2, 7, 13])
 def test_an_interruption_leaves_the_model_as_it_was(at, monkeypatch):
-    from quantlib import convert
+    from quantlib.models import convert
 
     model, made = make("llama"), []
     before = {k: (v, v.clone()) for k, v in model.state_dict().items()}

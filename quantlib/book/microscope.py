@@ -1,0 +1,170 @@
+"""The byte microscope: the same few weights, drawn the same way on every page. Start from :func:`microscope`.
+
+Weights stand side by side, 32 to a line. Top down: the weight as trained, and the points of its group's grid with the
+one it is rounded to; the code; the error; the bytes that hold the codes. Later pages add what comes after: words, a
+checkpoint, an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from quantlib.book.figures import ERROR, EXACT, GRID, HAIR, INK, MUTED, SIZES, comb, new, number
+from quantlib.book.svg import RASTER
+from quantlib.numerics.packing import pack
+from quantlib.numerics.quantize import QuantizedTensor
+
+_LINE = 32  # weights
+_LEFT, _WIDTH = 46, SIZES["text"][0] * 72  # units: where the first weight stands, how wide the figure is
+_COLUMN = (_WIDTH - _LEFT) / _LINE
+_BAND, _TEETH, _ROW = 76, 28, 16  # units: the height of the weights, of the errors, of a row of text
+_GAP = 20  # units between lines
+_MOST_POINTS = 31  # a grid with more points is shown by its two ends
+
+
+def microscope(
+    w: Tensor, q: QuantizedTensor, stages: Mapping[str, bytes | Sequence] | None = None, name: str = "weight"
+) -> Figure:
+    """Draw weights from float to bytes.
+
+    w       float [n], n a multiple of 32: part of a row, as trained
+    q       the same weights on their grid: codes int8 [1, n], in the order of w
+    stages  what comes after the packed bytes, name -> bytes (shown in hexadecimal), whole numbers (words of 32 bits, in
+            hexadecimal), other numbers, or words; spread evenly under the weights
+    name    what w holds
+
+    Raises ValueError if w and q do not belong together.
+
+    >>> q = quantize(w[None], Grid(bits=4, group_size=32))
+    >>> show(microscope(w, q), alt="…")
+    """
+    if w.ndim != 1 or tuple(q.shape) != (1, len(w)) or not len(w) or len(w) % _LINE:
+        raise ValueError(
+            f"microscope needs w [n] and q [1, n] with n a multiple of {_LINE}, "
+            f"got {list(w.shape)} and {list(q.shape)}: cut a part of one row"
+        )
+    rows = {"bytes": bytes(pack(q.codes, q.grid.bits)[0].tolist())} | dict(stages or {})
+    lines = len(w) // _LINE
+    code_height = _ROW if q.grid.bits <= 4 else 2 * _ROW
+    height = _BAND + code_height + _TEETH + _ROW * len(rows)  # of a line, in units
+    figure, ax = new("text", height=(lines * height + (lines - 1) * _GAP + 4) / 72)
+    figure.set_layout_engine("none")
+    figure.set_label(RASTER)
+    ax.set(position=(0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(figure.get_figheight() * 72, 0))  # units, downwards
+    ax.axis("off")
+    values, rounded = (t.detach().double().numpy() for t in (w, q.dequantize()[0]))
+    steps, points = _per_weight(q, q.scale), _points(q)
+    reach = max(np.abs(values).max(), np.abs(rounded).max()) or 1.0
+    for line in range(lines):
+        part = slice(line * _LINE, (line + 1) * _LINE)
+        top = line * (height + _GAP)
+        _weights(ax, top, values[part], rounded[part], points[:, part], reach, name)
+        _codes(ax, top + _BAND, q.codes[0, part].tolist(), code_height)
+        _errors(ax, top + _BAND + code_height, (values - rounded)[part] / steps[part])
+        for place, (row, items) in enumerate(rows.items()):
+            _text_row(ax, top + _BAND + code_height + _TEETH + place * _ROW, row, _share(_words(items), line, lines))
+    return figure
+
+
+def _columns(count: int = _LINE) -> np.ndarray:
+    """The centres of so many equal columns."""
+    return _LEFT + (np.arange(count) + 0.5) * _COLUMN * _LINE / count
+
+
+def _per_weight(q: QuantizedTensor, values: Tensor) -> np.ndarray:
+    """Values of the groups [1, groups] as one a weight, [n]."""
+    group = torch.arange(q.shape[1]) * values.shape[1] // q.shape[1] if q.g_idx is None else q.g_idx.long()
+    return values[0, group].double().numpy()
+
+
+def _points(q: QuantizedTensor) -> np.ndarray:
+    """The grid points of each weight, [points, n]; of a fine grid only its two ends."""
+    codes = np.arange(q.grid.qmin, q.grid.qmax + 1)
+    codes = codes if len(codes) <= _MOST_POINTS else codes[[0, -1]]
+    zero = 0 if q.zero_point is None else _per_weight(q, q.zero_point)
+    return (codes[:, None] - zero) * _per_weight(q, q.scale)
+
+
+def _weights(
+    ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, points: np.ndarray, reach: float, name: str
+) -> None:
+    x, middle, unit = _columns(), top + _BAND / 2, (_BAND / 2 - 4) / reach
+    cuts = [0, *(np.flatnonzero((np.diff(points) != 0).any(0)) + 1).tolist(), _LINE]
+    for start, end in pairwise(cuts):  # the groups on this line: columns whose points are equal
+        left, right = x[start] - _COLUMN * 0.42, x[end - 1] + _COLUMN * 0.42
+        _dashes(ax, left, right, middle - np.clip(points[:, start], -reach, reach) * unit, 0.5, alpha=0.6)
+    _dashes(ax, x - _COLUMN * 0.42, x + _COLUMN * 0.42, middle - rounded * unit, 2.2)
+    _middle_line(ax, middle)
+    comb(ax, x, middle, middle - values * unit, EXACT, 1.8)
+    _name(ax, middle, name, EXACT)
+
+
+def _dashes(ax: Axes, left: ArrayLike, right: ArrayLike, y: np.ndarray, lw: float, color: str = GRID, **line) -> None:
+    """Level strokes from left to right at y, all in one path."""
+    ends = np.stack(np.broadcast_arrays(left, right, np.nan), -1) + 0 * y[:, None]  # [strokes, 3]: NaN lifts the pen
+    ax.plot(ends.ravel(), np.repeat(y, 3), color=color, lw=lw, **line)
+
+
+def _codes(ax: Axes, top: float, codes: list[int], height: float) -> None:
+    for x, code in zip(_columns(), codes, strict=True):
+        said = str(code).replace("-", "\u2212")
+        _centred(ax, x, top + height / 2, said, color=GRID, size=9, rotation=0 if height == _ROW else 90)
+    _name(ax, top + height / 2, "code", GRID)
+
+
+def _errors(ax: Axes, top: float, errors: np.ndarray) -> None:
+    """Errors in steps: half a step is as high as the band allows, what was clipped is cut off there."""
+    middle = top + _TEETH / 2
+    _middle_line(ax, middle)
+    comb(ax, _columns(), middle, middle - np.clip(errors, -0.5, 0.5) * (_TEETH - 4), ERROR, 3)
+    _name(ax, middle, "error", ERROR)
+
+
+def _text_row(ax: Axes, top: float, name: str, words: list[str]) -> None:
+    """Words under the weights that they hold; a rule above each says how many these are."""
+    if not words:
+        return
+    x, narrow = _columns(len(words)), len(words) >= _LINE
+    if not narrow:
+        half = (_LINE / len(words) - 1) * _COLUMN / 2 + 2
+        _dashes(ax, x - half, x + half, np.full(len(words), top), 0.7, HAIR)
+    for at, word in zip(x, words, strict=True):
+        _centred(ax, at, top + _ROW / 2, word, color=INK, size=8.5 if narrow else 9, family="monospace")
+    _name(ax, top + _ROW / 2, name, MUTED)
+
+
+def _middle_line(ax: Axes, y: float) -> None:
+    ax.plot([_LEFT, _WIDTH], [y, y], color=HAIR, lw=0.7)
+
+
+def _centred(ax: Axes, x: float, y: float, text: str, **words) -> None:
+    ax.text(x, y, text, ha="center", va="center", **words)
+
+
+def _name(ax: Axes, y: float, text: str, colour: str) -> None:
+    ax.text(0, y, text, color=colour, size=9, ha="left", va="center")
+
+
+def _words(items: bytes | Sequence) -> list[str]:
+    if isinstance(items, bytes):
+        return [f"{byte:02x}" for byte in items]
+    items = items.tolist() if hasattr(items, "tolist") else items
+    return [
+        f"{v & 0xFFFFFFFF:08x}" if isinstance(v, int) else number(v) if isinstance(v, float) else str(v) for v in items
+    ]
+
+
+def _share(words: list[str], line: int, lines: int) -> list[str]:
+    """The words that stand under one of the lines; all under the first, where they cannot be shared out evenly."""
+    if len(words) % lines:
+        return words if line == 0 else []
+    each = len(words) // lines
+    return words[line * each : (line + 1) * each]

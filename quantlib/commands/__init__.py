@@ -1,0 +1,1 @@
+"""What `python -m quantlib` does, a file a command."""

@@ -1,0 +1,206 @@
+"""`make check-env`: what the lessons need, whether it is here, and what to do where it is not. Start from :func:`checks`.
+
+Runs, and says so, where torch or any other package is missing: nothing outside the standard library is imported before
+it is known to be there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+OLDEST_PYTHON = (3, 11)
+MEMORY_NEEDED = 4 * 2**30  # bytes: the tests' peak
+BF16_FLAGS = {"avx512_bf16", "amx_tile", "bf16"}  # x86, x86, Arm
+EXTRAS = ("", "lessons", "test", "book")  # of pyproject.toml
+INSTALL = "run `make check-env` from the repository, which installs requirements.txt"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. required: without it the lessons do not run; remedy: what to do when it is not there."""
+
+    name: str
+    present: bool
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+
+def checks() -> Iterator[Check]:
+    """Every check, in the order in which a failure explains the ones after it."""
+    yield python_version(sys.version_info[:3], sys.executable)
+    yield from packages()
+    yield from devices()
+    yield from downloads()
+    yield memory(_memory_bytes())
+
+
+def report(found: tuple[Check, ...]) -> str:
+    """One line a check, its remedy under it where something is missing, and a sentence that sums up."""
+    lines = []
+    for check in found:
+        lines.append(f"{'[ok]' if check.present else '[missing]':9} {check.name:22} {check.detail}".rstrip())
+        if not check.present:
+            lines.append(f"{'':9} {'':22} -> {check.remedy}")
+    missing = [check.name for check in found if check.required and not check.present]
+    lines.append(f"Not ready: {', '.join(missing)}." if missing else "Ready: all that the lessons require is here.")
+    return "\n".join(lines)
+
+
+def exit_status(found: tuple[Check, ...]) -> int:
+    """1 if something required is missing, else 0."""
+    return int(any(check.required and not check.present for check in found))
+
+
+def python_version(running: tuple[int, ...], executable: str) -> Check:
+    """Is this Python, (major, minor, patch), new enough?"""
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    remedy = f"install Python {oldest} or newer, remove .venv and run `make check-env PYTHON=python{oldest}`"
+    return Check("Python", running >= OLDEST_PYTHON, f"{'.'.join(map(str, running))}  {executable}", remedy)
+
+
+def packages() -> Iterator[Check]:
+    """torch, and what else the course is installed with; other versions than the tested ones are named."""
+    yield _torch()
+    try:
+        wanted = [Requirement(line) for line in requires("quantization-lessons") or []]
+    except PackageNotFoundError:
+        yield Check("packages", False, "quantization-lessons itself is not installed", INSTALL)
+        return
+    names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
+    installed = {name: _version(name) for name in names}
+    if absent := [name for name, found in installed.items() if found is None]:
+        yield Check("packages", False, f"not installed: {', '.join(absent)}", INSTALL)
+        return
+    tested = tested_versions(Path(__file__).parents[2] / "requirements.txt")
+    others = {name: found for name, found in installed.items() if not same_release(found, tested.get(name))}
+    named = ", ".join(f"{name} {found} (tested: {tested[name]})" for name, found in others.items())
+    yield Check("packages", True, f"all {len(names)}, " + (f"of which {named}" if others else "as tested"))
+
+
+def tested_versions(requirements: Path) -> dict[str, str]:
+    """{"torch": "2.13.0", ...} from the exact pins of a requirements file; empty where there is none."""
+    if not requirements.exists():
+        return {}
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", requirements.read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+
+def same_release(installed: str, tested: str | None) -> bool:
+    """Is that the tested release, whatever its build ("2.13.0+cpu")? Yes where none is stated."""
+    return tested is None or installed.partition("+")[0] == tested
+
+
+def devices() -> Iterator[Check]:
+    """Where the lessons compute, and the abilities that their timings depend on; nothing where torch is missing."""
+    try:
+        import torch
+
+        from quantlib.measure.machine import this_machine
+    except ImportError:
+        return
+    machine = this_machine()
+    vectors, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    yield Check("CPU", True, f"{machine.cpu}, {machine.cores} cores ({threads} threads), {vectors}")
+    yield bf16_dot_products(machine.abilities)
+    yield _cuda(torch, machine.gpu)
+
+
+def bf16_dot_products(abilities: tuple[str, ...]) -> Check:
+    """Can the CPU multiply bfloat16 itself? abilities: as in `quantlib.measure.machine.Machine`."""
+    found = sorted(BF16_FLAGS.intersection(abilities))
+    detail = ", ".join(found) or "bfloat16 is emulated"
+    remedy = "nothing to do: all pages run; on this CPU float32 is the fast float, and timings show it"
+    return Check("bf16 dot products", bool(found), detail, remedy, required=False)
+
+
+def downloads() -> Iterator[Check]:
+    """The lesson models and the text, and the room for those that are still to come."""
+    try:
+        from quantlib.places import cache_folder
+        from quantlib.zoo.zoo import cache_status
+
+        entries, folder = cache_status(), cache_folder()
+    except (ImportError, OSError) as error:
+        yield Check("models and text", False, f"could not be looked at: {error}", INSTALL)
+        return
+    for entry in entries:
+        size = f"{entry.bytes_to_download / 1e6:.0f} MB"
+        remedy = f"fetched at its first use ({size}, needs the network that once); now: .venv/bin/python -m quantlib fetch"
+        yield Check(entry.name, entry.present, str(entry.path), remedy, required=False)
+    yield disk(folder, sum(entry.bytes_to_download for entry in entries))
+
+
+def disk(folder: Path, to_download: int) -> Check:
+    """Is there room in `folder` for `to_download` bytes of archives and what is taken out of them?"""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free, needed = shutil.disk_usage(there).free, 2 * to_download
+    detail = f"{free / 1e9:.1f} GB free in {folder}, {needed / 1e9:.1f} GB needed"
+    return Check("disk", free >= needed, detail, "make room, or set QUANTLIB_CACHE to a folder on a larger disk")
+
+
+def memory(available: int | None) -> Check:
+    """Is there enough of it? available: bytes in all, None where the system does not tell."""
+    if available is None:
+        return Check("memory", True, "not known on this system; 4 GB are enough")
+    detail = f"{available / 2**30:.1f} GiB, 4 needed for the tests"
+    remedy = "close other programs before `make test`; single pages need less"
+    return Check("memory", available >= 0.9 * MEMORY_NEEDED, detail, remedy, required=False)
+
+
+def _torch() -> Check:
+    """Installed is not enough: a torch that does not import is missing."""
+    installed = _version("torch")
+    if installed is None:
+        return Check("torch", False, "not installed", INSTALL)
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # a broken build fails in many ways: OSError, ImportError, RuntimeError
+        return Check("torch", False, f"{installed} does not import: {error}", "remove .venv and run `make check-env`")
+    return Check("torch", True, installed)
+
+
+def _cuda(torch, gpu: str | None) -> Check:
+    if gpu is not None:
+        about = torch.cuda.get_device_properties(0)
+        capability, total = f"{about.major}.{about.minor}", about.total_memory / 2**30
+        return Check("CUDA", True, f"{gpu}, compute capability {capability}, {total:.0f} GiB")
+    detail = f"torch {torch.__version__} finds no GPU"
+    remedy = "nothing to do: every page runs on the CPU"
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        detail = f"torch {torch.__version__} is built without it, though nvidia-smi is on this machine"
+        remedy = "remove .venv and run `make lab` without an index of CPU-only builds"
+    return Check("CUDA", False, detail, remedy, required=False)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_bytes() -> int | None:
+    """All memory that this process may use: the machine's, or its container's where that is less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, some systems not these names
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.exists() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def main() -> int:
+    """Print the report; 0 if everything required is there."""
+    found = tuple(checks())
+    print(report(found))
+    return exit_status(found)

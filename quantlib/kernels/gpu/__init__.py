@@ -1,0 +1,1 @@
+"""The products of a CUDA device, a ladder from naive to Triton. Start from ladder.py."""

@@ -1,0 +1,256 @@
+"""A model with its linear layers quantized: a new one, and a report. Start from :func:`quantize_model`.
+
+The caller's model is never changed. The new one has module objects of its own and shares every tensor that stays as it
+was, so converting needs the memory of the quantized layers and of one layer's arithmetic, not of a second model.
+
+A method says how one layer is made: :class:`RTN` rounds the weights to nearest, :class:`LLMInt8` makes layers that
+multiply integers. Others follow the same protocol: `method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`,
+and `method.grid`. :class:`GPTQ` reads calibration text first; what it knows of a layer then comes as a Calibrated.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.layers.mixed import MixedInt8Linear
+from quantlib.layers.weight_only import Int4Linear, Int8Linear, QuantizedLinear
+from quantlib.methods.gptq import gptq_with_damping, squared_output
+from quantlib.methods.llm_int8 import ROW_INT8
+from quantlib.methods.residual import corrected_target
+from quantlib.methods.scales import weighted_clip
+from quantlib.models.calibration import collect_stats, progress
+from quantlib.models.linears import HEAD, LinearLayer, check_weights, linear_layers, twin_of
+from quantlib.models.report import LayerReport, Report
+from quantlib.models.sequence import Calibrated, in_sequence
+from quantlib.numerics.grid import Grid
+from quantlib.numerics.quantize import QuantizedTensor, quantize
+
+
+@dataclass(frozen=True)
+class RTN:
+    """Round to nearest: the weights alone decide, no text is read."""
+
+    grid: Grid
+
+    def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
+        """The layer of a float weight [out, in], and the weight it stands for."""
+        q = quantize(weight, self.grid)
+        return _weight_only(q, bias), q
+
+
+@dataclass(frozen=True)
+class LLMInt8:
+    """LLM.int8(): int8 weights and activations, outlier columns in floating point (quantlib.layers.mixed).
+
+    threshold   at which a column of the activations is an outlier, at run time; None: W8A8 without outliers
+    keep_float  outlier columns are multiplied by the float weight, which is then kept as well
+    """
+
+    threshold: float | None = 6.0
+    keep_float: bool = False
+
+    grid = ROW_INT8
+
+    def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
+        """The layer of a float weight [out, in], and the weight it stands for."""
+        q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
+        return MixedInt8Linear(q, bias, self.threshold, weight.clone() if self.keep_float else None), q
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """GPTQ (quantlib.methods.gptq), block by block: each layer is calibrated behind layers that are quantized already.
+
+    grid               of the weights
+    act_order, damp, block_size   as in gptq_quantize
+    sequential         False: every layer is calibrated on what the float model makes of the text ("one shot")
+    through_attention  value projections are given the Gram matrix of what attention makes of their inputs
+                       (quantlib.models.attention)
+    search_scales      the grid of each group ends where the error weighted by H's diagonal is least (weighted_clip)
+    residual           α of corrected_target: how much of what the quantized layers before have changed is corrected
+                       here. 0.0: nothing. Needs sequential statistics, and the text passes the float model as well
+    residual_damp      λ of corrected_target
+    """
+
+    grid: Grid
+    act_order: bool = True
+    damp: float = 0.01
+    block_size: int = 128
+    sequential: bool = True
+    through_attention: bool = False
+    search_scales: bool = False
+    residual: float = 0.0
+    residual_damp: float = 0.01
+
+    def __post_init__(self):
+        if self.residual and not self.sequential:
+            raise ValueError(
+                "residual corrects what quantized layers changed; with sequential=False there are none: set it to 0"
+            )
+
+    def quantized(self, weight: Tensor, known: Calibrated) -> tuple[QuantizedTensor, float]:
+        """A float weight [out, in] quantized, and the damping that was needed."""
+        gram, target = known.stats.gram, weight
+        if self.residual:
+            target = corrected_target(weight, known.cross, gram, alpha=self.residual, damp=self.residual_damp)
+        clip = weighted_clip(target, gram, self.grid) if self.search_scales else 1.0
+        options = {"act_order": self.act_order, "damp": self.damp, "block_size": self.block_size}
+        return gptq_with_damping(target, gram, self.grid, clip=clip, **options)
+
+    def calibrate(
+        self, model: nn.Module, layers: Sequence[LinearLayer], windows: object, replace: Callable[[Calibrated], Tensor]
+    ) -> None:
+        """Call replace for every layer with what is known of it; it returns the weight that later layers see."""
+        if self.sequential:
+            options = {"through_attention": self.through_attention, "cross": bool(self.residual)}
+            in_sequence(model, [layer.name for layer in layers], windows, replace, **options)
+            return
+        wanted = {layer.name for layer in layers}
+        skip = [layer.name for layer in linear_layers(model, ())[0] if layer.name not in wanted]
+        stats = collect_stats(model, windows, skip=skip, through_attention=self.through_attention)
+        for layer in layers:
+            replace(Calibrated(layer.name, stats[layer.name], None))
+
+
+def quantize_model(
+    model: nn.Module, method: RTN | LLMInt8 | GPTQ, windows: object = None, skip: Sequence[str] = HEAD
+) -> tuple[nn.Module, Report]:
+    """A new model whose linear layers are quantized, and the Report.
+
+    model    any module, a single nn.Linear too. Not changed; tensors that stay are shared with the new model
+    method   RTN(grid), LLMInt8(threshold) or GPTQ(grid, ...)
+    windows  calibration text for methods that read one (GPTQ): int64 [count, length], as token_windows returns
+    skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
+
+    Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, is left
+    alone, and the report says so. A module in two places becomes one layer in both. A head whose weight is also the
+    embedding's is converted only if skip says so, and the embedding keeps its floats. Hooks on a converted layer are
+    not taken over; hooks elsewhere are.
+
+    All or nothing: raises ValueError, before anything is converted, for a grid that does not divide some layers
+    (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), a skip that matches
+    nothing, and a model without linear layers; and what calibration raises (quantlib.models.calibration). The caller's
+    model is as it was even if this is interrupted.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    reads = isinstance(method, GPTQ)
+    if windows is not None and not reads:
+        raise ValueError(f"windows: {type(method).__name__} reads no calibration text: leave it out")
+    if windows is None and reads:
+        raise ValueError(
+            f"windows: {type(method).__name__} reads calibration text: pass token_windows(text, tokenizer, ...)"
+        )
+    found, left = linear_layers(model, tuple(skip))
+    if not found:
+        raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
+    _check_all(found, method.grid)
+    made: dict[str, tuple[nn.Module, LayerReport]] = {}
+    if reads:
+        by_name = {layer.name: layer for layer in found}
+        with progress(found, type(method).__name__, "layer") as bar:
+
+            def replace(known: Calibrated) -> Tensor:
+                layer = by_name[known.name]
+                made[known.name], weight = _converted(layer, method, known)
+                bar.update()
+                return weight
+
+            method.calibrate(model, found, windows, replace)
+        _warn_of_few_tokens([made[layer.name][1] for layer in found])
+    else:
+        for layer in found:
+            made[layer.name], _ = _converted(layer, method, None)
+    new = twin_of(model, {id(layer.module): made[layer.name][0] for layer in found})
+    return new, Report(tuple(made[layer.name][1] for layer in found), tuple(left))
+
+
+def _converted(
+    layer: LinearLayer, method: RTN | LLMInt8 | GPTQ, known: Calibrated | None
+) -> tuple[tuple[nn.Module, LayerReport], Tensor | None]:
+    """The new layer and its report; and the weight it stands for, where later layers are calibrated behind it."""
+    start, name, calibrated = time.perf_counter(), layer.name or "model", {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            if known is None:
+                new, q = method.layer_for(layer.name, layer.weight, layer.bias)
+            else:
+                q, damping = method.quantized(layer.weight, known)
+                new = _weight_only(q, layer.bias)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    for warning in said:
+        warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=4)
+    new.train(layer.module.training)
+    elapsed = time.perf_counter() - start
+    if known is not None:
+        total = squared_output(layer.weight, known.stats.gram) or 1.0
+        lost, by_rounding = (
+            squared_output(layer.weight - each.dequantize(), known.stats.gram) / total
+            for each in (q, quantize(layer.weight, method.grid))
+        )
+        calibrated = {"tokens": known.stats.tokens, "damping": damping}
+        calibrated |= {"output_error": lost, "rounding_error": by_rounding}
+    report = LayerReport(
+        layer.name,
+        tuple(layer.weight.shape),
+        q.bits_per_weight,
+        _relative_error(layer.weight, q),
+        elapsed,
+        layer.weight.numel() * layer.weight.element_size(),
+        new.packed.nbytes,
+        **calibrated,
+    )
+    return (new, report), None if known is None else q.dequantize(layer.weight.dtype)
+
+
+def _warn_of_few_tokens(reports: list[LayerReport]) -> None:
+    few = [layer for layer in reports if layer.tokens < layer.shape[1]]
+    if few:
+        warnings.warn(
+            f"{few[0].name or 'model'} read {few[0].tokens} tokens, fewer than its {few[0].shape[1]} inputs "
+            f"({len(few)} layers): H is singular there, and damping decides what the text does not; calibrate on more",
+            stacklevel=3,
+        )
+
+
+def _weight_only(q: QuantizedTensor, bias: Tensor | None) -> QuantizedLinear:
+    return (Int8Linear if q.grid.bits > 4 else Int4Linear).from_quantized(q, bias)
+
+
+def _check_all(found: list[LinearLayer], grid: Grid) -> None:
+    """What can be known to fail does so before the first layer is converted."""
+    check_weights(found)
+    does_not_divide = []
+    for layer in found:
+        try:
+            grid.scale_shape(*layer.weight.shape)
+        except ValueError as error:
+            does_not_divide.append((layer.name or "model", str(error)))
+    if does_not_divide:
+        names = ", ".join(name for name, _ in does_not_divide[:4]) + (", …" if len(does_not_divide) > 4 else "")
+        raise ValueError(f"{does_not_divide[0][1]}. Layers it does not fit ({len(does_not_divide)}): {names}")
+
+
+def _relative_error(weight: Tensor, q: QuantizedTensor) -> float:
+    """‖W − Ŵ‖/‖W‖ over all weights, a few rows at a time."""
+    missed = total = 0.0
+    for rows, codes, number in _by_rows(weight, q):
+        part = QuantizedTensor(codes, *number, q.g_idx, q.grid).dequantize()
+        missed += (rows.float() - part).double().square().sum().item()
+        total += rows.double().square().sum().item()
+    return (missed / total) ** 0.5 if total else 0.0
+
+
+def _by_rows(weight: Tensor, q: QuantizedTensor) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]]:
+    for start in range(0, weight.shape[0], 256):
+        rows = slice(start, start + 256)
+        each = slice(None) if q.scale.shape[0] == 1 else rows
+        yield weight[rows], q.codes[rows], (q.scale[each], None if q.zero_point is None else q.zero_point[each])

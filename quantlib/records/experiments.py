@@ -1,0 +1,184 @@
+"""Experiments too slow for a page: short functions that `make record` runs. Start from :func:`experiment`.
+
+They live in lessons/experiments/part_NN.py, one file a page. The page shows the function (:func:`show_experiment`),
+reads what it gave (records.py), and runs the same function on a small piece (:func:`load_experiment`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantlib.records.lesson_files import lessons_folder
+
+NAME = re.compile(r"[A-Za-z]\w*\.[A-Za-z]\w*", re.ASCII)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A function that yields (row, value), one row of a table after the other. Calling it runs it.
+
+    function   f(loaded, rows, *, a=1, b=2): without `loaded` if it measures no model. Without rows, f(loaded, *, a=1)
+               returns a mapping, all at once
+    name       file and function: "part_01.perplexity_of_grids"
+    rows       the names of all rows
+    model      the name of the lesson model it measures, or None
+    seed       torch, NumPy and random are seeded with it before every row of a recording
+    miniature  parameters with which all rows take a blink on quantlib.records.miniature's model: what they then give is kept
+               with the record, which is stale when it moves by more than the tolerance (times the number, above 1).
+               None: the record is a fact of its date and machine, never stale
+    gpu        whether only a machine with a CUDA device can run it
+    """
+
+    function: Callable[..., object]
+    name: str
+    rows: tuple[str, ...]
+    model: str | None
+    seed: int
+    miniature: Mapping[str, object] | None
+    tolerance: float
+    gpu: bool = False
+
+    def __call__(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> dict[str, object]:
+        """{row: value} of the rows that are named, by default of all."""
+        return dict(self.run(*loaded, rows=rows, **parameters))
+
+    def run(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
+        """(row, value) of the rows that are named, by default of all. ValueError for a row that is none."""
+        if not self.rows:
+            yield from self.function(*loaded, **parameters).items()
+            return
+        rows = tuple(rows) or self.rows
+        for row in rows:
+            if row not in self.rows:
+                raise ValueError(f"{row!r} is no row of {self.name}: there are {', '.join(self.rows)}")
+        yield from self.function(*loaded, rows, **parameters)
+
+    def seeded(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
+        """The same, each row from the seed, so that it does not matter which rows went before."""
+        results = self.run(*loaded, rows=rows, **parameters)
+        while True:
+            random.seed(self.seed)
+            np.random.seed(self.seed)
+            torch.manual_seed(self.seed)
+            try:
+                yield next(results)
+            except StopIteration:
+                return
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The defaults of the function's parameters, which a recording uses."""
+        given = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in given if p.default is not p.empty}
+
+    @property
+    def code(self) -> str:
+        """The function as it stands, without its decorator."""
+        return "def " + inspect.getsource(self.function).partition("\ndef ")[2].rstrip()
+
+
+def experiment(
+    *,
+    rows: Iterable[str] = (),
+    model: str | None = None,
+    miniature: Mapping[str, object] | None = None,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    gpu: bool = False,
+) -> Callable[[Callable[..., object]], Experiment]:
+    """Mark a function of lessons/experiments/part_NN.py as an experiment.
+
+        @experiment(rows=GRIDS, model="SmolLM2-135M-Instruct", miniature={"windows": 2})
+        def perplexity_of_grids(loaded, rows, *, windows=8): ...
+
+    A row that the table GRIDS gains leaves the record of the others as it is. Raises ValueError if the model is none of
+    the lessons' (a record needs its checksum), TypeError if a parameter has no default.
+    """
+    if model is not None and lesson_model_checksum(model) is None:
+        raise ValueError(f"model={model!r} is no lesson model: name one that quantlib.zoo.zoo keeps, or None")
+    rows = tuple(rows)
+
+    def mark(function: Callable[..., object]) -> Experiment:
+        name = f"{Path(function.__code__.co_filename).stem}.{function.__name__}"
+        parameters = list(inspect.signature(function).parameters.values())
+        for parameter in parameters[(model is not None) + bool(rows) :]:
+            if parameter.default is parameter.empty:
+                raise TypeError(
+                    f"parameter {parameter.name!r} of experiment {name} has no default: give it the recorded value"
+                )
+        return Experiment(function, name, rows, model, seed, miniature, tolerance, gpu)
+
+    return mark
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment of this name, from its file in lessons/experiments/. ValueError if there is none."""
+    file = experiment_file(name)
+    found = {e.name: e for e in load_experiments(file)}
+    if name not in found:
+        raise ValueError(f"{name!r} is no experiment: {file.name} has {', '.join(found) or 'none'}")
+    return found[name]
+
+
+def load_experiments(file: Path) -> list[Experiment]:
+    """All experiments of a file, in their order."""
+    module_name = f"lesson_experiments_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look their module up by name
+    spec.loader.exec_module(module)
+    return [value for value in vars(module).values() if isinstance(value, Experiment)]
+
+
+def show_experiment(name: str) -> None:
+    """Display an experiment's source in a page, highlighted where the page can, plain text elsewhere."""
+    from IPython.display import display
+
+    source = inspect.getsource(load_experiment(name).function).rstrip()
+    display({"text/plain": source, "text/markdown": f"````python\n{source}\n````"}, raw=True)
+
+
+def meaning(source: str) -> str:
+    """What Python says, without comments, docstrings and layout; what is not Python (a cell's magic) as it stands."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # ValueError: a null byte
+        return "\n".join(line.rstrip() for line in source.strip().splitlines())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and _is_text(s.value))] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def lesson_model_checksum(name: str) -> str | None:
+    """SHA-256 of a lesson model's file, as zoo pins it; None for any other model. Loads nothing."""
+    from quantlib.zoo.zoo import PACKAGES
+
+    return next((package.files[0].sha256 for package in PACKAGES if package.title == name), None)
+
+
+def experiment_file(name: str) -> Path:
+    """lessons/experiments/part_NN.py of an experiment's name. ValueError for no such name and no such file."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"name must be a file and a function, as part_01.perplexity_of_grids, got {name!r}")
+    folder = lessons_folder() / "experiments"
+    file = folder / f"{name.partition('.')[0]}.py"
+    if not file.is_file():
+        there = ", ".join(sorted(f.name for f in folder.glob("*.py"))) or "no files"
+        raise ValueError(f"{name!r} is no experiment: {folder} has {there}")
+    return file
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

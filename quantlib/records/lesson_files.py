@@ -1,0 +1,71 @@
+"""Where the lessons lie, and how a file beside them is written. Start from :func:`lessons_folder`.
+
+A page runs from lessons/, from a folder of the reader's after `jupytext --to ipynb`, from a server's start folder:
+it must find its records in each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def lessons_folder() -> Path:
+    """The folder that holds index.md and experiments/.
+
+    Looked for in this order: the environment variable QUANTLIB_LESSONS; the working folder, those above it and a
+    lessons/ in any of them; beside the package, where `pip install -e` left it. Raises FileNotFoundError.
+    """
+    given = os.environ.get("QUANTLIB_LESSONS")
+    if given:
+        if not _holds_lessons(Path(given)):
+            raise FileNotFoundError(
+                f"QUANTLIB_LESSONS is {given!r}, but no index.md and experiments/ are there: "
+                "set it to the lessons/ folder of a checkout"
+            )
+        return Path(given).resolve()
+    here = Path.cwd()
+    above = [place for folder in (here, *here.parents) for place in (folder, folder / "lessons")]
+    beside = Path(__file__).resolve().parents[2] / "lessons"
+    for place in (*above, beside):
+        if _holds_lessons(place):
+            return place.resolve()
+    raise FileNotFoundError(
+        f"no lessons/ folder in or above {here}: set QUANTLIB_LESSONS to the lessons/ folder of a checkout"
+    )
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write readable JSON; a reader of the path sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.part")  # what a killed writer leaves, the next one overwrites
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, mend: str) -> dict[str, object]:
+    """The object in a JSON file. Raises FileNotFoundError or ValueError, whose sentence ends with how to mend it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: {mend}") from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path} is damaged ({error}): {mend}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds a {type(content).__name__}, not an object): {mend}")
+    return content
+
+
+def remedy(name: str) -> str:
+    """What mends the record of an experiment, or what is recorded of a page."""
+    return f"run `make record RECORD={name}`"
+
+
+def _holds_lessons(folder: Path) -> bool:
+    return (folder / "index.md").is_file() and (folder / "experiments").is_dir()
