@@ -165,7 +165,7 @@ def int4_block() -> int:
 
     Found out by packing known codes, because the order is PyTorch's own affair and may change.
     """
-    codes = torch.arange(64 * 32).mul(7).remainder(16).sub(8).to(torch.int8).view(64, 32)
+    codes = torch.arange(128 * 64).mul(7).remainder(61).remainder(16).sub(8).to(torch.int8).view(128, 64)  # two blocks
     try:
         theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1).flatten()
     except (AttributeError, RuntimeError):

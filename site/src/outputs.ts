@@ -56,7 +56,7 @@ function picture(output: Output, context: OutputContext, fail: (what: string, re
   if (!told.alt?.trim())
     fail(
       `it shows a picture (${mime}) without alternative text`,
-      'show it with quantlib.book.figures.show(fig, alt="the finding in words, with numbers")',
+      'show it with quantlib.book.show(fig, alt="the finding in words, with numbers")',
     );
   const source = joined(data[mime]);
   const svg = mime === 'image/svg+xml';

@@ -29,7 +29,7 @@ def test_found_in_and_above_the_working_folder(tmp_path, monkeypatch, start):
 
 def test_found_beside_the_package_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     lessons = make_lessons(tmp_path / "checkout" / "lessons")
-    monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "checkout" / "quantlib" / "lesson_files.py"))
+    monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "checkout" / "quantlib" / "records" / "lesson_files.py"))
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path / "own")
     assert lessons_folder() == lessons
@@ -49,7 +49,7 @@ def test_the_variable_goes_first_and_a_wrong_one_is_an_error(tmp_path, monkeypat
 
 
 def test_not_found_says_what_to_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "site-packages" / "quantlib" / "lesson_files.py"))
+    monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "site-packages" / "quantlib" / "records" / "lesson_files.py"))
     (tmp_path / "experiments").mkdir()  # a folder of that name alone is not the lessons'
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="set QUANTLIB_LESSONS to the lessons/ folder of a checkout"):

@@ -25,7 +25,7 @@ def fold(notebook: NotebookNode) -> None:
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
-    return [{"module": "quantlib.book.lab"}]
+    return [{"module": "quantlib.commands.lab"}]
 
 
 def _load_jupyter_server_extension(app: Any) -> None:

@@ -14,7 +14,7 @@ from book_tools import CHROMIUM, NO_CHROMIUM, chromium, jupyterlab
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 
-from quantlib.book.lab import _load_jupyter_server_extension
+from quantlib.commands.lab import _load_jupyter_server_extension
 
 ROOT = Path(__file__).parents[2]
 LESSONS = ROOT / "lessons"
