@@ -1,5 +1,6 @@
 """The package as a whole: it is ours, it is light, and what it promises is there."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -61,3 +62,13 @@ def test_every_name_is_in_the_room_where_one_looks():
     for room, names in ROOM_OF.items():
         for name in names:
             assert getattr(quantlib, name).__module__.split(".")[1] == room, name
+
+
+def test_the_readme_knows_the_rooms_and_their_sizes():
+    """In lines of Python, to within a tenth: README's table is what a reader decides by."""
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| ([\d,]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rooms = {folder.name for folder in (ROOT / "quantlib").iterdir() if (folder / "__init__.py").exists()}
+    assert {room for room, _ in rows} == rooms and len(rows) == 10
+    for room, said in rows:
+        lines = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in (ROOT / "quantlib" / room).rglob("*.py"))
+        assert abs(int(said.replace(",", "")) - lines) <= 0.1 * lines, f"{room} has {lines} lines"
