@@ -77,8 +77,14 @@ def fault_of(
     """
     key = kernel, layout, grid, scale_dtype, dtype, device
     if key not in _faults:
-        with torch.no_grad():
-            _faults[key] = _find_fault(kernel, _probes(layout, grid, scale_dtype, dtype, device))
+        threads = torch.get_num_threads()
+        try:
+            with torch.no_grad():
+                torch.set_num_threads(1)  # so little work is not worth sharing; on a busy machine it would wait
+                probes = _probes(layout, grid, scale_dtype, dtype, device)
+                _faults[key] = _find_fault(kernel, probes, threads)
+        finally:
+            torch.set_num_threads(threads)
     return _faults[key]
 
 
@@ -87,13 +93,17 @@ def faults_of(kernel: Kernel) -> list[str]:
     return [fault for (known, *_), fault in _faults.items() if known == kernel and fault not in (None, UNKNOWN)]
 
 
-def _find_fault(kernel: Kernel, probes: tuple[Probe, ...]) -> str | None:
+def _find_fault(kernel: Kernel, probes: tuple[Probe, ...], threads: int) -> str | None:
+    """The first probe is run by so many threads, the others by one."""
     tried = False
     for probe in probes:
         if kernel.refuses(probe.packed, probe.x.dtype, len(probe.x)):
             continue
-        tried = True
+        if not tried:
+            torch.set_num_threads(threads)
         y = _run(kernel, probe)
+        torch.set_num_threads(1)
+        tried = True
         if isinstance(y, str):
             return f"{y} with {probe.words}"
         missed = y.double() - probe.expected
