@@ -27,7 +27,8 @@ def test_the_emulated_oneDNN_saturates_and_is_found_out():
     code = """if True:
         import torch
         from quantlib import Grid, quantize
-        from quantlib.kernels import cpu, int8_matmul, pack_weight, usable
+        from quantlib.kernels import int8_matmul, pack_weight, usable
+        from quantlib.kernels.cpu import ladder as cpu
         q = quantize(torch.randn(64, 256, generator=torch.Generator().manual_seed(0)), Grid(8, "row"))
         p, onednn = pack_weight(q, layout="onednn"), cpu.INT8_KERNELS[0]
         codes = torch.full((4, 256), 127, dtype=torch.int8)
