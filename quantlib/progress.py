@@ -17,32 +17,28 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count < 10e6 else f"{count / 1e6:.0f} MB"
 
 
-def notebook_kernel():
+def _kernel():
     """The ipykernel this process runs as, or None outside notebooks."""
     # Asking sys.modules first: a plain script must not pay for importing IPython.
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, "kernel", None)
-
-
-def person_at_notebook(kernel) -> bool:
-    """Whether the cell that runs now was sent by a front end with a person before it.
-
-    A front end says with each cell whether the code may ask for input. Those used
-    by people (JupyterLab, VS Code) say yes; nbval, nbclient and MyST's build say no.
-    """
-    return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+    return getattr(ipython and ipython.get_ipython(), "kernel", None)
 
 
 def can_redraw() -> bool:
-    """Whether somebody looks at an output that can change after it was written, so that a bar makes sense."""
-    kernel = notebook_kernel()
-    return sys.stderr.isatty() if kernel is None else person_at_notebook(kernel)
+    """Whether somebody looks at an output that can change after it was written, so that a bar makes sense.
+
+    A front end says with each cell whether the code may ask for input. Those used by people (JupyterLab, VS Code) say
+    yes; nbval, nbclient and MyST's build say no.
+    """
+    kernel = _kernel()
+    if kernel is None:
+        return sys.stderr.isatty()
+    return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
 
 
 def show_message(text: str) -> None:
     """One line on stderr, unless a notebook is run by a program."""
-    if notebook_kernel() is None or can_redraw():
+    if _kernel() is None or can_redraw():
         print(text, file=sys.stderr, flush=True)
 
 

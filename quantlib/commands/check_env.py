@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -44,8 +44,8 @@ def checks() -> Iterator[Check]:
     yield memory(_memory_bytes())
 
 
-def report(found: tuple[Check, ...]) -> str:
-    """One line a check, its remedy under it where something is missing, and a sentence that sums up."""
+def report(found: Sequence[Check]) -> tuple[str, int]:
+    """One line a check, its remedy where something is missing, a sentence that sums up; 1 if that was required, else 0."""
     lines = []
     for check in found:
         lines.append(f"{'[ok]' if check.present else '[missing]':9} {check.name:22} {check.detail}".rstrip())
@@ -53,12 +53,7 @@ def report(found: tuple[Check, ...]) -> str:
             lines.append(f"{'':9} {'':22} -> {check.remedy}")
     missing = [check.name for check in found if check.required and not check.present]
     lines.append(f"Not ready: {', '.join(missing)}." if missing else "Ready: all that the lessons require is here.")
-    return "\n".join(lines)
-
-
-def exit_status(found: tuple[Check, ...]) -> int:
-    """1 if something required is missing, else 0."""
-    return int(any(check.required and not check.present for check in found))
+    return "\n".join(lines), int(bool(missing))
 
 
 def python_version(running: tuple[int, ...], executable: str) -> Check:
@@ -70,33 +65,32 @@ def python_version(running: tuple[int, ...], executable: str) -> Check:
 
 def packages() -> Iterator[Check]:
     """torch, and what else the course is installed with; other versions than the tested ones are named."""
-    yield _torch()
+    try:
+        import torch
+
+        yield Check("torch", True, torch.__version__)
+    except Exception as error:  # a broken build fails in many ways: OSError, ImportError, RuntimeError
+        yield Check("torch", False, f"does not import: {error}", f"{INSTALL}; if it fails again, remove .venv first")
     try:
         wanted = [Requirement(line) for line in requires("quantization-lessons") or []]
-    except PackageNotFoundError:
-        yield Check("packages", False, "quantization-lessons itself is not installed", INSTALL)
+        names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
+        installed = {name: version(name) for name in names}
+    except PackageNotFoundError as error:
+        yield Check("packages", False, f"not installed: {error.name}", INSTALL)
         return
-    names = [r.name for r in wanted if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in EXTRAS)]
-    installed = {name: _version(name) for name in names}
-    if absent := [name for name, found in installed.items() if found is None]:
-        yield Check("packages", False, f"not installed: {', '.join(absent)}", INSTALL)
-        return
-    tested = tested_versions(Path(__file__).parents[2] / "requirements.txt")
-    others = {name: found for name, found in installed.items() if not same_release(found, tested.get(name))}
-    named = ", ".join(f"{name} {found} (tested: {tested[name]})" for name, found in others.items())
-    yield Check("packages", True, f"all {len(names)}, " + (f"of which {named}" if others else "as tested"))
+    others = other_releases(installed, Path(__file__).parents[2] / "requirements.txt")
+    yield Check("packages", True, f"all {len(names)}, " + (f"of which {', '.join(others)}" if others else "as tested"))
 
 
-def tested_versions(requirements: Path) -> dict[str, str]:
-    """{"torch": "2.13.0", ...} from the exact pins of a requirements file; empty where there is none."""
-    if not requirements.exists():
-        return {}
-    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", requirements.read_text(encoding="utf-8"), flags=re.MULTILINE))
-
-
-def same_release(installed: str, tested: str | None) -> bool:
-    """Is that the tested release, whatever its build ("2.13.0+cpu")? Yes where none is stated."""
-    return tested is None or installed.partition("+")[0] == tested
+def other_releases(installed: dict[str, str], requirements: Path) -> list[str]:
+    """Packages in another release than the file pins ("2.13.0+cpu" is a build of 2.13.0); none without the file."""
+    lines = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
+    tested = re.findall(r"^([\w.-]+)==([\w.]+)", lines, flags=re.MULTILINE)
+    return [
+        f"{name} {installed[name]} (tested: {release})"
+        for name, release in tested
+        if name in installed and installed[name].partition("+")[0] != release
+    ]
 
 
 def devices() -> Iterator[Check]:
@@ -105,21 +99,28 @@ def devices() -> Iterator[Check]:
         import torch
 
         from quantlib.measure.machine import this_machine
-    except ImportError:
+    except Exception:  # which `packages` has told of
         return
     machine = this_machine()
     vectors, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     yield Check("CPU", True, f"{machine.cpu}, {machine.cores} cores ({threads} threads), {vectors}")
     yield bf16_dot_products(machine.abilities)
-    yield _cuda(torch, machine.gpu)
+    detail, remedy = f"torch {torch.__version__} finds no GPU", "nothing to do: every page runs on the CPU"
+    if machine.gpu is not None:
+        about = torch.cuda.get_device_properties(0)
+        memory_size = f"{about.total_memory / 2**30:.0f} GiB"
+        detail = f"{machine.gpu}, compute capability {about.major}.{about.minor}, {memory_size}"
+    elif torch.version.cuda is None and shutil.which("nvidia-smi"):
+        detail = f"torch {torch.__version__} is built without it, though nvidia-smi is on this machine"
+        remedy = "remove .venv and run `make lab` without an index of CPU-only builds"
+    yield Check("CUDA", machine.gpu is not None, detail, remedy, required=False)
 
 
 def bf16_dot_products(abilities: tuple[str, ...]) -> Check:
     """Can the CPU multiply bfloat16 itself? abilities: as in `quantlib.measure.machine.Machine`."""
     found = sorted(BF16_FLAGS.intersection(abilities))
-    detail = ", ".join(found) or "bfloat16 is emulated"
     remedy = "nothing to do: all pages run; on this CPU float32 is the fast float, and timings show it"
-    return Check("bf16 dot products", bool(found), detail, remedy, required=False)
+    return Check("bf16 dot products", bool(found), ", ".join(found) or "bfloat16 is emulated", remedy, required=False)
 
 
 def downloads() -> Iterator[Check]:
@@ -128,7 +129,7 @@ def downloads() -> Iterator[Check]:
         from quantlib.places import cache_folder
         from quantlib.zoo.zoo import cache_status
 
-        entries, folder = cache_status(), cache_folder()
+        entries = cache_status()
     except (ImportError, OSError) as error:
         yield Check("models and text", False, f"could not be looked at: {error}", INSTALL)
         return
@@ -136,7 +137,7 @@ def downloads() -> Iterator[Check]:
         size = f"{entry.bytes_to_download / 1e6:.0f} MB"
         remedy = f"fetched at its first use ({size}, needs the network that once); now: .venv/bin/python -m quantlib fetch"
         yield Check(entry.name, entry.present, str(entry.path), remedy, required=False)
-    yield disk(folder, sum(entry.bytes_to_download for entry in entries))
+    yield disk(cache_folder(), sum(entry.bytes_to_download for entry in entries))
 
 
 def disk(folder: Path, to_download: int) -> Check:
@@ -156,38 +157,6 @@ def memory(available: int | None) -> Check:
     return Check("memory", available >= 0.9 * MEMORY_NEEDED, detail, remedy, required=False)
 
 
-def _torch() -> Check:
-    """Installed is not enough: a torch that does not import is missing."""
-    installed = _version("torch")
-    if installed is None:
-        return Check("torch", False, "not installed", INSTALL)
-    try:
-        import torch  # noqa: F401
-    except Exception as error:  # a broken build fails in many ways: OSError, ImportError, RuntimeError
-        return Check("torch", False, f"{installed} does not import: {error}", "remove .venv and run `make check-env`")
-    return Check("torch", True, installed)
-
-
-def _cuda(torch, gpu: str | None) -> Check:
-    if gpu is not None:
-        about = torch.cuda.get_device_properties(0)
-        capability, total = f"{about.major}.{about.minor}", about.total_memory / 2**30
-        return Check("CUDA", True, f"{gpu}, compute capability {capability}, {total:.0f} GiB")
-    detail = f"torch {torch.__version__} finds no GPU"
-    remedy = "nothing to do: every page runs on the CPU"
-    if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        detail = f"torch {torch.__version__} is built without it, though nvidia-smi is on this machine"
-        remedy = "remove .venv and run `make lab` without an index of CPU-only builds"
-    return Check("CUDA", False, detail, remedy, required=False)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _memory_bytes() -> int | None:
     """All memory that this process may use: the machine's, or its container's where that is less."""
     try:
@@ -201,6 +170,6 @@ def _memory_bytes() -> int | None:
 
 def main() -> int:
     """Print the report; 0 if everything required is there."""
-    found = tuple(checks())
-    print(report(found))
-    return exit_status(found)
+    text, status = report([*checks()])
+    print(text)
+    return status

@@ -15,7 +15,7 @@ ABSENT = Check("torch", False, "not installed", "install it")
 
 
 def test_a_line_says_what_is_there_and_what_to_do_where_it_is_not():
-    lines = check_env.report((HERE, OPTIONAL, ABSENT)).splitlines()
+    lines = check_env.report((HERE, OPTIONAL, ABSENT))[0].splitlines()
     assert [line.split()[:2] for line in lines[:-1]] == [
         ["[ok]", "here"], ["[missing]", "extra"], ["->", "nothing"], ["[missing]", "torch"], ["->", "install"],
     ]  # fmt: skip
@@ -24,8 +24,8 @@ def test_a_line_says_what_is_there_and_what_to_do_where_it_is_not():
 
 @pytest.mark.parametrize("found, status", [((HERE,), 0), ((HERE, OPTIONAL), 0), ((HERE, OPTIONAL, ABSENT), 1)])
 def test_only_something_required_makes_it_fail(found, status):
-    assert check_env.exit_status(found) == status
-    assert check_env.report(found).splitlines()[-1].startswith("Not ready" if status else "Ready")
+    text, returned = check_env.report(found)
+    assert returned == status and text.splitlines()[-1].startswith("Not ready" if status else "Ready")
 
 
 @pytest.mark.parametrize("running, present", [((3, 10, 14), False), ((3, 11, 0), True), ((3, 13, 1), True)])
@@ -60,10 +60,11 @@ def test_memory(size, present):
 def test_another_release_than_the_tested_one_is_named_another_build_of_it_is_not(tmp_path):
     lists = tmp_path / "requirements.txt"
     lists.write_text("# comment\n-c constraints.txt\ntorch==2.13.0\npyarrow==26.0.1  # why\n")
-    assert check_env.tested_versions(lists) == {"torch": "2.13.0", "pyarrow": "26.0.1"}
-    assert check_env.tested_versions(tmp_path / "none.txt") == {}
-    assert check_env.same_release("2.13.0+cpu", "2.13.0")
-    assert not check_env.same_release("2.13.1", "2.13.0")
+    installed = {"torch": "2.13.0+cpu", "pyarrow": "26.0.1", "other": "1.0"}
+    assert check_env.other_releases(installed, lists) == []
+    named = check_env.other_releases(installed | {"torch": "2.13.1"}, lists)
+    assert named == ["torch 2.13.1 (tested: 2.13.0)"]
+    assert check_env.other_releases(installed, tmp_path / "none.txt") == []
 
 
 def run(setup: str) -> subprocess.CompletedProcess:
