@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
@@ -23,12 +22,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from quantlib.zoo.fetch import FetchError
 from quantlib.progress import can_redraw, megabytes, show_message
+from quantlib.zoo.fetch import FetchError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_SECONDS = 10  # how long the hub may take to answer what a model consists of
-WEIGHTS = "model*.safetensors"  # the names transformers reads; some models carry a second copy under another
+WEIGHTS = re.compile(r"model[^/]*\.safetensors")  # the names transformers reads; some models carry a second copy under another
 PARTS = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, chat template
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 
@@ -74,6 +73,7 @@ def weights_checksum(folder: Path) -> str:
 def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """From a folder or the hub's cache, without asking the network. Raises FetchError if a part is not there."""
     options = {"local_files_only": True, "trust_remote_code": False}
+    dtype = torch.float32 if device.type == "cpu" else "auto"
     with _quiet(), _loading_explained(name):
         config = AutoConfig.from_pretrained(name, **options)
     if getattr(config, "quantization_config", None):
@@ -81,25 +81,18 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
             f"{name!r} is already quantized: give load_model the float model it was made from, or open this one "
             "with load_quantized."
         )
-    dtype = torch.float32 if device.type == "cpu" else "auto"
     with _quiet(), _loading_explained(name):
-        tokenizer = _load_tokenizer(name, options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except ValueError as error:  # transformers' word for files that are not there
+            raise OSError(f"its tokenizer ({_first_line(error)})") from error
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    if report["missing_keys"]:
-        absent = sorted(report["missing_keys"])
+    if absent := sorted(report["missing_keys"]):
         lacks = f"{len(absent)} of its weights, {absent[0]} among them"
         raise FetchError(f"{name!r} lacks {lacks}: save or download it again.")
     return model.eval().requires_grad_(False).to(device), tokenizer
-
-
-def _load_tokenizer(name: str, options: dict[str, bool]) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, **options)
-    except ValueError as error:  # transformers' word for files that are not there
-        said = _first_line(error)
-        raise FetchError(f"{name!r} has no tokenizer that can be read ({said}): download it again.") from error
 
 
 def _require_parts(folder: Path) -> None:
@@ -115,49 +108,35 @@ def _require_parts(folder: Path) -> None:
 def _download(name: str) -> None:
     """Brings the parts that `_load` reads into the hub's own cache, where an interrupted download is resumed."""
     try:
-        weights = _weights_on_hub(name)
-        show_message(f"{name}: {megabytes(sum(weights.values()))} to download from the Hugging Face hub")
-        with nullcontext() if can_redraw() else _quiet():  # no bar that nobody could see move
-            huggingface_hub.snapshot_download(name, allow_patterns=[*PARTS, *weights], ignore_patterns="*/*")
-    except FetchError:
-        raise
-    except GatedRepoError:  # what such a model consists of may be public, its files are not
-        raise FetchError(
-            f"{name!r} is given only to those who accept its licence: do so on https://huggingface.co/{name}, then run "
-            "`hf auth login`."
-        ) from None
-    except (OSError, httpx.HTTPError) as error:
-        raise FetchError(
-            f"the download of {name!r} from the Hugging Face hub broke off ({_first_line(error)}): run this again, and it "
-            "goes on where it stopped."
-        ) from error
-
-
-def _weights_on_hub(name: str) -> dict[str, int]:
-    """{file: bytes} of the weights; asked for first because it answers at once where a download would retry for long."""
-    try:
+        # Asked for first: it answers at once where a download would retry for long.
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=HUB_SECONDS)
-    except GatedRepoError:
-        raise
-    except RepositoryNotFoundError:
-        raise FetchError(
-            f"{name!r} is not a model on the Hugging Face hub, or a private one: check the spelling (owner/model), or run "
-            "`hf auth login`; the lessons' own models are 'SmolLM2-135M-Instruct' and 'stories15M'."
-        ) from None
-    except (OSError, httpx.HTTPError) as error:  # OSError: HF_HUB_OFFLINE, or an answer that is an HTTP error
-        raise FetchError(
-            f"{name!r} is neither a folder nor whole in the hub's cache on this machine, and the Hugging Face hub cannot be "
-            f"reached ({type(error).__name__}): connect to the internet, or name a folder, 'SmolLM2-135M-Instruct' or "
-            "'stories15M'."
-        ) from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    weights = {file: size for file, size in sizes.items() if fnmatch(file, WEIGHTS) and "/" not in file}
-    if not weights:
-        raise FetchError(
-            f"{name!r} offers no {WEIGHTS} files, and other formats would have to be unpickled, which can run code of a "
-            "stranger's: choose another model."
+        weights = {file.rfilename: file.size or 0 for file in info.siblings if WEIGHTS.fullmatch(file.rfilename)}
+        if weights:
+            show_message(f"{name}: {megabytes(sum(weights.values()))} to download from the Hugging Face hub")
+            with nullcontext() if can_redraw() else _quiet():  # no bar that nobody could see move
+                huggingface_hub.snapshot_download(name, allow_patterns=[*PARTS, *weights], ignore_patterns="*/*")
+            return
+        said = (
+            "offers no model*.safetensors files, and other formats would have to be unpickled, which can run code of a "
+            "stranger's: choose another model"
         )
-    return weights
+    except GatedRepoError:  # what such a model consists of may be public, its files are not
+        said = (
+            f"is given only to those who accept its licence: do so on https://huggingface.co/{name}, then run "
+            "`hf auth login`"
+        )
+    except RepositoryNotFoundError:
+        said = (
+            "is not a model on the Hugging Face hub, or a private one: check the spelling (owner/model), or run "
+            "`hf auth login`; the lessons' own models are 'SmolLM2-135M-Instruct' and 'stories15M'"
+        )
+    except (OSError, httpx.HTTPError) as error:  # OSError: HF_HUB_OFFLINE, a full disk, an answer that is an HTTP error
+        said = (
+            "is neither a folder nor whole in the hub's cache on this machine, and the download from the Hugging Face hub "
+            f"failed ({type(error).__name__}: {_first_line(error)}): connect to the internet and run this again, which "
+            "goes on where it stopped, or name a folder, 'SmolLM2-135M-Instruct' or 'stories15M'"
+        )
+    raise FetchError(f"{name!r} {said}.")
 
 
 @contextmanager

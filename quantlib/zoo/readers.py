@@ -18,6 +18,7 @@ from gguf import MODEL_ARCH, GGUFReader, ReaderTensor, TokenType, dequantize, ge
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 GGUF_SIZES = {  # LlamaConfig's name → GGUF's, in the order of llama2.c's header
@@ -139,14 +140,12 @@ def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
+    roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=pieces[facts["tokenizer.ggml.bos_token_id"]],
-        eos_token=pieces[facts["tokenizer.ggml.eos_token_id"]],
-        unk_token=pieces[facts["tokenizer.ggml.unknown_token_id"]],
-        pad_token=pieces[facts["tokenizer.ggml.padding_token_id"]],
         chat_template=facts["tokenizer.chat_template"],
         clean_up_tokenization_spaces=False,
+        **{role: pieces[facts[f"tokenizer.ggml.{name}_token_id"]] for role, name in roles.items()},
     )
 
 
@@ -186,27 +185,13 @@ def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:
         if index >= FIRST_PIECE:
             names.append(data[position - length : position].decode("utf-8").replace(" ", "▁"))
     ids = {name: index for index, name in enumerate(names)}
-    merges = _merges(names, scores, ids)
+    # A piece is joined out of any two pieces that make it up, the piece with the best score first.
+    merges = generate_merges(ids, dict(zip(names[FIRST_PIECE:], scores[FIRST_PIECE:], strict=True)))
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _merges(names: list[str], scores: list[float], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Which two pieces may join, the best first: every way to cut a piece into two, ranked by the piece's score."""
-    ranked = []
-    for index in range(FIRST_PIECE, len(names)):
-        name = names[index]
-        cuts = [(name[:cut], name[cut:]) for cut in range(1, len(name))]
-        ranked += [(-scores[index], ids[a], ids[b], (a, b)) for a, b in cuts if a in ids and b in ids]
-    return [pair for *_, pair in sorted(ranked)]
+    kinds = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **kinds)
