@@ -27,28 +27,25 @@ class Aim:
     share: float = 0.0
 
 
-AIMS = {  # by the ability that a CPU has, the first that fits
+AIMS = {  # by what `kind_of` says
     "avx512_bf16": (
         Aim("int8 ", 1, 2.5, 0.65), Aim("int4 int4pack", 1, 3.5, 0.55), Aim("int4 compiled", 1, 5.0),
         Aim("int4 compiled", 16, 1.5), Aim("int4 compiled", 64, 1.0), Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4),
         Aim("int4 ", 64, 0.5), Aim("int8 ", 256, 0.5), Aim("int4 ", 256, 0.5),
     ),
-    "avx2": (
+    "avx2, the C++ built": (
         Aim("int8 ", 1, 1.8), Aim("int4 compiled", 1, 2.4), Aim("int8 compiled", 64, 0.95),
         Aim("int4 compiled", 64, 0.95), Aim("w8a8", 16, 1.4), Aim("w8a8", 64, 1.4), Aim("w8a8", 256, 1.4),
     ),
-}  # fmt: skip
-AIMS_WITHOUT_CPP = {  # where no C++ is built, if other ones
-    "avx2": (
+    "avx2, no C++ built": (
         Aim("int8 ", 1, 1.4), Aim("int4 int4pack", 1, 1.3), Aim("int4 ", 64, 0.6), Aim("int4 ", 256, 0.6),
         Aim("w8a8", 16, 0.9), Aim("w8a8", 64, 0.9), Aim("w8a8", 256, 0.9),
     ),
 }  # fmt: skip
-
 WITH_INTEGERS = tuple(  # int8 activations: W8A8, and LLM.int8() with a thousandth of its columns in floats
     Aim(way, rows, gain) for rows in (16, 256, 1024) for way, gain in (("w8a8", 1.4), ("mixed", 1.0))
 )
-WITH_INTEGERS_WITHOUT_CPP = {"avx2": tuple(Aim("w8a8", rows, 0.9) for rows in (16, 256, 1024))}
+WITH_INTEGERS_OF = {"avx2, no C++ built": tuple(Aim("w8a8", rows, 0.9) for rows in (16, 256, 1024))}  # where others
 AIMED_SHAPE = "4096x4096"  # of those
 
 
@@ -64,11 +61,9 @@ def main() -> int:
     print("\n".join([*table(speed.values["cpu"]), *aims(speed.values["cpu"], speed.machine.abilities)]))
     print(f"\n{on_gpu.machine.gpu}, {on_gpu.date}")
     print("\n".join(table(on_gpu.values["cuda"])))
-    built = has_cpp(speed.values["cpu"])
+    kind = kind_of(speed.values["cpu"], activations.machine.abilities)
     for device, measured in activations.values.items():
-        aimed = WITH_INTEGERS
-        if device == "cpu" and not built:
-            aimed = WITH_INTEGERS_WITHOUT_CPP.get(kind_of(activations.machine.abilities), aimed)
+        aimed = WITH_INTEGERS if device == "cuda" else WITH_INTEGERS_OF.get(kind, WITH_INTEGERS)
         print(f"\nint8 activations, {activations.machine.gpu if device == 'cuda' else device}; {activations.date}")
         print("\n".join(integers(measured["layers"], aimed)))
     rates = TokenRates.from_values(decoding.values["rates"])
@@ -94,18 +89,14 @@ def table(measured: Mapping) -> Iterator[str]:
 
 def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
     """Lines: what was aimed at on such a CPU, and what the worst of the shapes reached."""
-    kind = kind_of(abilities)
+    kind = kind_of(measured, abilities)
     if kind is None:
-        yield f"no aims are known for a CPU without {' or '.join(AIMS)}"
+        yield "no aims are known for a CPU without avx512_bf16 or avx2"
         return
-    aimed, built = AIMS[kind], ""
-    if kind in AIMS_WITHOUT_CPP:
-        built = ", the C++ built" if has_cpp(measured) else ", no C++ built"
-        aimed = aimed if has_cpp(measured) else AIMS_WITHOUT_CPP[kind]
     limits = Ceilings.from_values(measured["ceilings"])
     shapes = {name: Benchmark.from_values(values) for name, values in measured["products"].items()}
-    yield f"aims for a CPU with {kind}{built}, on every shape:"
-    for aim in aimed:
+    yield f"aims for a CPU with {kind}, on every shape:"
+    for aim in AIMS[kind]:
         reached = []
         for name, benchmark in shapes.items():
             ways = [w for w in benchmark.measurements if w.startswith(aim.ways) and not w.endswith("naive")]
@@ -118,14 +109,12 @@ def aims(measured: Mapping, abilities: Sequence[str]) -> Iterator[str]:
             yield _verdict(aim, gain, share)
 
 
-def kind_of(abilities: Sequence[str]) -> str | None:
-    """The first ability of AIMS that a CPU has."""
-    return next((ability for ability in AIMS if ability in abilities), None)
-
-
-def has_cpp(measured: Mapping) -> bool:
-    """Whether this package's C++ was among the ways of a device."""
-    return any("compiled" in way for values in measured["products"].values() for way in values["measurements"])
+def kind_of(measured: Mapping, abilities: Sequence[str]) -> str | None:
+    """The key of AIMS for a CPU with these abilities, and with or without this package's C++ among its ways."""
+    if "avx512_bf16" in abilities:
+        return "avx512_bf16"
+    built = any("compiled" in way for values in measured["products"].values() for way in values["measurements"])
+    return f"avx2, {'the' if built else 'no'} C++ built" if "avx2" in abilities else None
 
 
 def integers(measured: Mapping, aimed: Sequence[Aim] = WITH_INTEGERS) -> Iterator[str]:

@@ -127,17 +127,17 @@ def downloads() -> Iterator[Check]:
     """The lesson models and the text, and the room for those that are still to come."""
     try:
         from quantlib.places import cache_folder
-        from quantlib.zoo.zoo import cache_status
-
-        entries = cache_status()
-    except (ImportError, OSError) as error:
+        from quantlib.zoo.fetch import is_present
+        from quantlib.zoo.zoo import PACKAGES
+    except ImportError as error:
         yield Check("models and text", False, f"could not be looked at: {error}", INSTALL)
         return
-    for entry in entries:
-        size = f"{entry.bytes_to_download / 1e6:.0f} MB"
+    absent = [package for package in PACKAGES if not is_present(package)]
+    for package in PACKAGES:
+        size = f"{package.download_bytes / 1e6:.0f} MB"
         remedy = f"fetched at its first use ({size}, needs the network that once); now: .venv/bin/python -m quantlib fetch"
-        yield Check(entry.name, entry.present, str(entry.path), remedy, required=False)
-    yield disk(cache_folder(), sum(entry.bytes_to_download for entry in entries))
+        yield Check(package.title, package not in absent, str(package.paths[0]), remedy, required=False)
+    yield disk(cache_folder(), sum(package.download_bytes for package in absent))
 
 
 def disk(folder: Path, to_download: int) -> Check:

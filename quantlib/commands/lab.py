@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
+from typing import Any
 
 FOLDED_BY = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 
 
-def fold(notebook: NotebookNode) -> None:
-    """Mark, in place, the code of every cell that a tag of FOLDED_BY is on as folded. Outputs stay in sight."""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code" and FOLDED_BY.intersection(cell["metadata"].get("tags", ())):
-            cell["metadata"].setdefault("jupyter", {})["source_hidden"] = True
+def fold(model: dict[str, Any]) -> dict[str, Any]:
+    """What Jupyter's contents service answers; in a page, code with a tag of FOLDED_BY is marked, in place, as folded."""
+    if model["type"] == "notebook" and model["path"].endswith(".md") and model["content"] is not None:
+        for cell in model["content"]["cells"]:
+            if cell["cell_type"] == "code" and FOLDED_BY.intersection(cell["metadata"].get("tags", ())):
+                cell["metadata"].setdefault("jupyter", {})["source_hidden"] = True  # outputs stay in sight
+    return model
+
+
+async def _fold_later(model: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return fold(await model)
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
@@ -35,17 +38,6 @@ def _load_jupyter_server_extension(app: Any) -> None:
 
     def get(*arguments: Any, **options: Any) -> Any:
         model = read(*arguments, **options)
-        return _folded_later(model) if inspect.isawaitable(model) else _folded(model)
+        return _fold_later(model) if inspect.isawaitable(model) else fold(model)
 
     manager.get = get
-
-
-async def _folded_later(model: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    return _folded(await model)
-
-
-def _folded(model: dict[str, Any]) -> dict[str, Any]:
-    """What Jupyter's contents service answers, the notebook in it folded if it is a page."""
-    if model["type"] == "notebook" and model["path"].endswith(".md") and model["content"] is not None:
-        fold(model["content"])
-    return model

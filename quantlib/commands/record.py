@@ -32,8 +32,7 @@ WHOLE = "all"  # the one row of an experiment without rows
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record what the arguments name, or what is not fresh; return 0, 1 if a page failed, 2 for an unknown name."""
-    layout = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser("quantlib.commands.record", description=__doc__, formatter_class=layout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name")
     names = parser.parse_args(arguments).names
     try:
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    for number, (which, reasons) in enumerate(experiments, 1):
+    for number, (which, reasons) in enumerate(experiments.items(), 1):
         print(f"[{number}/{len(experiments)}] {which.name}: {in_words(reasons)}", flush=True)
         if which.gpu and not torch.cuda.is_available():
             print("      left as it is: it needs a GPU, and PyTorch finds none", flush=True)
@@ -55,23 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return record_pages(pages)
 
 
-def plan_for(
-    names: Sequence[str], lessons: Path
-) -> tuple[list[tuple[Experiment, dict[str, str]]], list[Path], list[Path]]:
+def plan_for(names: Sequence[str], lessons: Path) -> tuple[dict[Experiment, dict[str, str]], list[Path], list[Path]]:
     """Experiments with the reasons by row, pages, and files that nothing makes any more: all, or what is named.
 
     ValueError for a name that is nothing.
     """
     experiments, pages = all_experiments(lessons), sorted(lessons.glob("*.md"))
     if not names:
-        stale = [(e, reasons) for e in experiments if (reasons := why_record(e))]
+        stale = {e: reasons for e in experiments if (reasons := why_record(e))}
         return stale, pages, leftovers(experiments, pages, lessons)
     chosen: dict[Experiment, dict[str, str]] = {}
     renewed: list[Path] = []
     for name, _, row in (name.partition(":") for name in names):
         matching = [e for e in experiments if name in (e.name, e.name.partition(".")[0])]
-        part = name.partition(".")[0].removeprefix("part_")
-        own = [page for page in pages if page.stem == name or (matching and page.stem.startswith(f"{part}-"))]
+        number = name.partition(".")[0].removeprefix("part_")
+        own = [page for page in pages if page.stem == name or (matching and page.stem.startswith(f"{number}-"))]
         if not matching and not own:
             known = [*(e.name for e in experiments), *(page.stem for page in pages)]
             raise ValueError(f"{name!r} is no experiment and no page: there are {', '.join(known) or 'none'}")
@@ -84,7 +81,7 @@ def plan_for(
             again = dict.fromkeys(asked, "asked for") if row or e.miniature is None else why_record(e)
             chosen[e] = chosen.get(e, {}) | again
         renewed += own
-    return [(e, reasons) for e, reasons in chosen.items() if reasons], list(dict.fromkeys(renewed)), []
+    return {e: reasons for e, reasons in chosen.items() if reasons}, list(dict.fromkeys(renewed)), []
 
 
 def all_experiments(lessons: Path) -> list[Experiment]:
@@ -96,10 +93,9 @@ def why_record(which: Experiment) -> dict[str, str]:
     """The rows that have to be recorded, with the reasons: runs the miniature. Empty if the record is fresh."""
     try:
         return stale_rows(read_record(record_file(which.name)), which, miniature_of(which))
-    except FileNotFoundError:
-        return dict.fromkeys(which.rows or [WHOLE], "no record yet")
-    except ValueError as error:
-        return dict.fromkeys(which.rows or [WHOLE], str(error))
+    except (FileNotFoundError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "no record yet"
+        return dict.fromkeys(which.rows or [WHOLE], reason)
 
 
 def miniature_of(which: Experiment) -> dict[str, object] | None:

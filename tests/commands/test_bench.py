@@ -79,7 +79,7 @@ def test_integer_activations_beside_floats_and_their_aims():
     assert lines[0] == "4096x4096, rows 16: ms at p10, times as fast as bf16"
     assert [line.split()[0] for line in lines[1:5]] == ["w8a8", "bf16", "mixed", "fp32"]
     assert [line.split(":", 1)[1] for line in lines[5:]] == [" 2.00× of 1.4×: met", " 0.80× of 1.0×: missed"]
-    without = list(bench.integers(values, bench.WITH_INTEGERS_WITHOUT_CPP["avx2"]))
+    without = list(bench.integers(values, bench.WITH_INTEGERS_OF["avx2, no C++ built"]))
     assert [line.split(":", 1)[1] for line in without[5:]] == [" 2.00× of 0.9×: met"]
 
 

@@ -180,7 +180,7 @@ def test_what_nothing_makes_any_more_is_removed_only_without_names(lessons, no_p
 )
 def test_names_choose_rows_and_their_pages(lessons, names, rows, pages):
     experiments, renewed, _ = plan_for(names, lessons)
-    assert {e.name: [*reasons] for e, reasons in experiments} == rows and [page.name for page in renewed] == pages
+    assert {e.name: [*reasons] for e, reasons in experiments.items()} == rows and [page.name for page in renewed] == pages
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from quantlib.places import cache_folder
 from quantlib.zoo import fetch as module
-from quantlib.zoo.fetch import DamagedDownload, FetchError, Package, PackedFile, fetch, status_of
+from quantlib.zoo.fetch import DamagedDownload, FetchError, Package, PackedFile, fetch, is_present
 
 CONTENT = {"first.bin": bytes(range(256)) * 40, "second.bin": b"second" * 1000}
 
@@ -97,18 +97,17 @@ def test_downloads_once_and_then_never_again(package, index, cache):
     assert fetch(package) == paths and index.attempts == 1
 
 
-def test_status_reads_and_downloads_nothing(package, index, cache):
-    assert status_of(package) == module.CacheEntry("The fake", cache / "first.bin", 20_000, False)
+def test_looking_reads_and_downloads_nothing(package, index, cache):
+    assert not is_present(package) and package.paths == (cache / "first.bin", cache / "second.bin")
     assert index.attempts == 0 and not cache.exists()
-    fetch(package)
-    assert status_of(package) == module.CacheEntry("The fake", cache / "first.bin", 0, True)
+    assert fetch(package) == package.paths and is_present(package)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"?", lambda b: b[: len(b) // 2], lambda b: b""])
 def test_a_file_damaged_in_the_cache_is_fetched_again(package, index, cache, damage):
     second = fetch(package)[1]
     second.write_bytes(damage(second.read_bytes()))
-    assert not status_of(package).present
+    assert not is_present(package)
     assert fetch(package)[1].read_bytes() == CONTENT["second.bin"] and index.attempts == 2
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quantlib.zoo import zoo
-from quantlib.zoo.fetch import FetchError
+from quantlib.zoo.fetch import FetchError, is_present
 from quantlib.zoo.zoo import load_lesson_model, load_model, load_text, resolve_device
 from tests.tiny import save_tiny_model
 
@@ -125,22 +125,27 @@ def test_a_device_that_is_not_there(device, monkeypatch):
         load_model("stories15M", device)
 
 
-def test_cache_status_of_an_empty_cache(monkeypatch, tmp_path):
+def test_an_empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("QUANTLIB_CACHE", str(tmp_path))
-    status = zoo.cache_status()
-    assert [entry.name for entry in status] == ["SmolLM2-135M-Instruct", "stories15M", "WikiText-2"]
-    assert not any(entry.present for entry in status) and list(tmp_path.iterdir()) == []
-    assert [round(entry.bytes_to_download / 1e6) for entry in status] == [93, 56, 5]
-    assert status[0].path == tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert [package.title for package in zoo.PACKAGES] == ["SmolLM2-135M-Instruct", "stories15M", "WikiText-2"]
+    assert not any(is_present(package) for package in zoo.PACKAGES) and list(tmp_path.iterdir()) == []
+    assert [round(package.download_bytes / 1e6) for package in zoo.PACKAGES] == [93, 56, 5]
+    assert zoo.PACKAGES[0].paths == (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf",)
 
 
-def test_cache_status_of_a_full_cache(lesson, stories):
+def test_a_full_cache(lesson, stories):
     load_text()
-    assert [(entry.bytes_to_download, entry.present) for entry in zoo.cache_status()] == [(0, True)] * 3
+    assert all(is_present(package) for package in zoo.PACKAGES)
 
 
 def test_asking_about_the_cache_needs_no_torch():
-    code = "import sys; from quantlib.zoo.zoo import cache_status; cache_status(); print({'torch', 'transformers'} & set(sys.modules))"
+    code = """if True:
+        import sys
+        from quantlib.zoo.fetch import is_present
+        from quantlib.zoo.zoo import PACKAGES
+        assert len([is_present(package) for package in PACKAGES]) == 3
+        print({'torch', 'transformers'} & set(sys.modules))
+    """
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 
@@ -163,6 +168,6 @@ def test_loading_is_silent_and_takes_no_more_memory_than_it_must(lesson):
 
 def test_the_whole_cache_at_once(monkeypatch):
     fetched = []
-    monkeypatch.setattr(zoo, "fetch", fetched.append)
-    zoo.main()
+    monkeypatch.setattr(zoo, "fetch", lambda package: fetched.append(package) or package.files)
+    assert zoo.main() == 0
     assert tuple(fetched) == zoo.PACKAGES
