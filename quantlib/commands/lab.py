@@ -15,7 +15,7 @@ FOLDED_BY = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 
 
 def fold(model: dict[str, Any]) -> dict[str, Any]:
-    """What Jupyter's contents service answers; in a page, code with a tag of FOLDED_BY is marked, in place, as folded."""
+    """What Jupyter's contents service answers: in a page, code with a tag of FOLDED_BY marked, in place, as folded."""
     if model["type"] == "notebook" and model["path"].endswith(".md") and model["content"] is not None:
         for cell in model["content"]["cells"]:
             if cell["cell_type"] == "code" and FOLDED_BY.intersection(cell["metadata"].get("tags", ())):

