@@ -45,7 +45,7 @@ def checks() -> Iterator[Check]:
 
 
 def report(found: Sequence[Check]) -> tuple[str, int]:
-    """One line a check, its remedy where something is missing, a sentence that sums up; 1 if that was required, else 0."""
+    """One line a check, its remedy where it is missing, a sentence that sums up; and 1 if it was required, else 0."""
     lines = []
     for check in found:
         lines.append(f"{'[ok]' if check.present else '[missing]':9} {check.name:22} {check.detail}".rstrip())

@@ -2,9 +2,4 @@
 
 from quantlib.names import offered
 
-__getattr__, __dir__, __all__ = offered(
-    __name__,
-    {
-        "zoo": "load_lesson_model load_model load_text",
-    },
-)
+__getattr__, __dir__, __all__ = offered(__name__, {"zoo": "load_lesson_model load_model load_text"})

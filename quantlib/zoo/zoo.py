@@ -88,12 +88,11 @@ def load_lesson_model(device: str | torch.device = "auto") -> LoadedModel:
     'Hello'
     """
     chosen = os.environ.get("QUANTLIB_MODEL")
-    if not chosen:
-        return load_model(LESSON_MODEL, device)
     try:
-        return load_model(chosen, device)
+        return load_model(chosen or LESSON_MODEL, device)
     except (OSError, ValueError) as error:
-        error.args = (f"QUANTLIB_MODEL={chosen}: {error}",)
+        if chosen:
+            error.args = (f"QUANTLIB_MODEL={chosen}: {error}",)
         raise
 
 
