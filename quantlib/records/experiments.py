@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z]\w*\.[A-Za-z]\w*", re.ASCII)
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A function that yields (row, value), one row of a table after the other. Calling it runs it.
+    """A function that yields (row, value). Calling it runs it: {row: value} of the rows that are named, else of all.
 
     function   f(loaded, rows, *, a=1, b=2): without `loaded` if it measures no model. Without rows, f(loaded, *, a=1)
                returns a mapping, all at once
@@ -50,31 +50,29 @@ class Experiment:
     gpu: bool = False
 
     def __call__(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> dict[str, object]:
-        """{row: value} of the rows that are named, by default of all."""
         return dict(self.run(*loaded, rows=rows, **parameters))
 
     def run(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
-        """(row, value) of the rows that are named, by default of all. ValueError for a row that is none."""
+        """The same, row by row. ValueError for a row that is none."""
         if not self.rows:
-            yield from self.function(*loaded, **parameters).items()
-            return
+            return iter(self.function(*loaded, **parameters).items())
         rows = tuple(rows) or self.rows
         for row in rows:
             if row not in self.rows:
                 raise ValueError(f"{row!r} is no row of {self.name}: there are {', '.join(self.rows)}")
-        yield from self.function(*loaded, rows, **parameters)
+        return self.function(*loaded, rows, **parameters)
 
     def seeded(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
         """The same, each row from the seed, so that it does not matter which rows went before."""
-        results = self.run(*loaded, rows=rows, **parameters)
-        while True:
-            random.seed(self.seed)
-            np.random.seed(self.seed)
-            torch.manual_seed(self.seed)
-            try:
-                yield next(results)
-            except StopIteration:
-                return
+
+        def reseed() -> None:
+            for seed in (random.seed, np.random.seed, torch.manual_seed):
+                seed(self.seed)
+
+        reseed()
+        for result in self.run(*loaded, rows=rows, **parameters):
+            yield result
+            reseed()
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -111,13 +109,11 @@ def experiment(
 
     def mark(function: Callable[..., object]) -> Experiment:
         name = f"{Path(function.__code__.co_filename).stem}.{function.__name__}"
-        parameters = list(inspect.signature(function).parameters.values())
-        for parameter in parameters[(model is not None) + bool(rows) :]:
-            if parameter.default is parameter.empty:
-                raise TypeError(
-                    f"parameter {parameter.name!r} of experiment {name} has no default: give it the recorded value"
-                )
-        return Experiment(function, name, rows, model, seed, miniature, tolerance, gpu)
+        made = Experiment(function, name, rows, model, seed, miniature, tolerance, gpu)
+        for parameter in list(inspect.signature(function).parameters)[(model is not None) + bool(rows) :]:
+            if parameter not in made.parameters:
+                raise TypeError(f"parameter {parameter!r} of experiment {name} has no default: give it the recorded value")
+        return made
 
     return mark
 
@@ -125,7 +121,7 @@ def experiment(
 def load_experiment(name: str) -> Experiment:
     """The experiment of this name, from its file in lessons/experiments/. ValueError if there is none."""
     file = experiment_file(name)
-    found = {e.name: e for e in load_experiments(file)}
+    found = {made.name: made for made in load_experiments(file)}
     if name not in found:
         raise ValueError(f"{name!r} is no experiment: {file.name} has {', '.join(found) or 'none'}")
     return found[name]
@@ -133,10 +129,8 @@ def load_experiment(name: str) -> Experiment:
 
 def load_experiments(file: Path) -> list[Experiment]:
     """All experiments of a file, in their order."""
-    module_name = f"lesson_experiments_{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look their module up by name
+    spec = importlib.util.spec_from_file_location(f"lesson_experiments_{file.stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up by name
     spec.loader.exec_module(module)
     return [value for value in vars(module).values() if isinstance(value, Experiment)]
 
@@ -157,7 +151,7 @@ def meaning(source: str) -> str:
         return "\n".join(line.rstrip() for line in source.strip().splitlines())
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
-            node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and _is_text(s.value))] or [ast.Pass()]
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
     return ast.unparse(tree)
 
 
@@ -180,5 +174,5 @@ def experiment_file(name: str) -> Path:
     return file
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

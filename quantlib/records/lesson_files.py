@@ -18,23 +18,15 @@ def lessons_folder() -> Path:
     Looked for in this order: the environment variable QUANTLIB_LESSONS; the working folder, those above it and a
     lessons/ in any of them; beside the package, where `pip install -e` left it. Raises FileNotFoundError.
     """
-    given = os.environ.get("QUANTLIB_LESSONS")
-    if given:
-        if not _holds_lessons(Path(given)):
-            raise FileNotFoundError(
-                f"QUANTLIB_LESSONS is {given!r}, but no index.md and experiments/ are there: "
-                "set it to the lessons/ folder of a checkout"
-            )
-        return Path(given).resolve()
-    here = Path.cwd()
-    above = [place for folder in (here, *here.parents) for place in (folder, folder / "lessons")]
-    beside = Path(__file__).resolve().parents[2] / "lessons"
-    for place in (*above, beside):
-        if _holds_lessons(place):
+    given, here = os.environ.get("QUANTLIB_LESSONS"), Path.cwd()
+    places = [place for folder in (here, *here.parents) for place in (folder, folder / "lessons")]
+    places.append(Path(__file__).resolve().parents[2] / "lessons")
+    for place in [Path(given)] if given else places:
+        if (place / "index.md").is_file() and (place / "experiments").is_dir():
             return place.resolve()
-    raise FileNotFoundError(
-        f"no lessons/ folder in or above {here}: set QUANTLIB_LESSONS to the lessons/ folder of a checkout"
-    )
+    wrong = f"QUANTLIB_LESSONS is {given!r}, but no index.md and experiments/ are there"
+    found = wrong if given else f"no lessons/ folder in or above {here}"
+    raise FileNotFoundError(f"{found}: set QUANTLIB_LESSONS to the lessons/ folder of a checkout")
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -53,19 +45,15 @@ def read_json(path: Path, mend: str) -> dict[str, object]:
     """The object in a JSON file. Raises FileNotFoundError or ValueError, whose sentence ends with how to mend it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        return content
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: {mend}") from None
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{path} is damaged ({error}): {mend}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds a {type(content).__name__}, not an object): {mend}")
-    return content
 
 
 def remedy(name: str) -> str:
     """What mends the record of an experiment, or what is recorded of a page."""
     return f"run `make record RECORD={name}`"
-
-
-def _holds_lessons(folder: Path) -> bool:
-    return (folder / "index.md").is_file() and (folder / "experiments").is_dir()

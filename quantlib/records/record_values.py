@@ -8,7 +8,6 @@ which JSON lacks, become {"$float": "nan"}.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -18,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)}  # fmt: skip
+_NAMES = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+DTYPES = {name: getattr(torch, name) for name in _NAMES}
 
 
 def to_json(value: object, where: str = "values") -> object:
@@ -37,9 +34,7 @@ def to_json(value: object, where: str = "values") -> object:
         return to_json(value.item(), where)
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": str(value)}
-    if isinstance(value, np.ndarray):
-        return {"$array": _array_to_json(_tensor_from_numpy(value, where), where)}
-    if isinstance(value, Tensor):
+    if isinstance(value, (np.ndarray, Tensor)):
         return {"$array": _array_to_json(value, where)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
@@ -76,29 +71,19 @@ def _key(key: object, where: str) -> str:
     return key
 
 
-def _tensor_from_numpy(array: np.ndarray, where: str) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-    except TypeError:
-        raise TypeError(f"{where} is an array of {array.dtype}: record numbers or booleans") from None
-
-
-def _array_to_json(tensor: Tensor, where: str) -> dict[str, object]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+def _array_to_json(array: np.ndarray | Tensor, where: str) -> dict[str, object]:
+    if isinstance(array, np.ndarray):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    dtype = str(array.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise TypeError(f"{where} is a tensor of {dtype}: convert it to one of {', '.join(DTYPES)}")
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # [elements * bytes each]
-    return {"dtype": dtype, "shape": list(tensor.shape), "base64": base64.b64encode(raw.numpy()).decode("ascii")}
+        raise TypeError(f"{where} is an array of {dtype}: convert it to one of {', '.join(DTYPES)}")
+    raw = torch.as_tensor(array).detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # [elements * bytes each]
+    return {"dtype": dtype, "shape": list(array.shape), "base64": base64.b64encode(raw.numpy()).decode("ascii")}
 
 
 def _array_from_json(array: dict[str, object]) -> Tensor:
     try:
-        dtype, shape = DTYPES[array["dtype"]], torch.Size(array["shape"])
-        raw = base64.b64decode(array["base64"], validate=True)
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise ValueError(f"an array is not described by dtype, shape and base64: {error!r}") from None
-    if len(raw) != shape.numel() * dtype.itemsize:
-        raise ValueError(f"an array of {array['dtype']} {list(shape)} does not take {len(raw)} bytes, which are there")
-    if not raw:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
+        raw = np.frombuffer(base64.b64decode(array["base64"], validate=True), dtype=np.uint8)
+        return torch.tensor(raw).view(DTYPES[array["dtype"]]).reshape(array["shape"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"an array is not described by its dtype, shape and base64: {error!r}") from None

@@ -1,12 +1,6 @@
 """What the experiments gave, and what that depended on. Start from :func:`load_record`.
 
-lessons/recorded/part_NN.<function>.json is written by `make record` and read by the page:
-
-    record = load_record("part_01.perplexity_of_grids")       # what it gave
-    show_experiment("part_01.perplexity_of_grids")            # how
-    run = load_experiment("part_01.perplexity_of_grids")      # again, a piece: run(loaded, rows=["float"], windows=1)
-
-A record is stale when the experiment says something else or its model is another: then load_record raises StaleRecord.
+lessons/recorded/part_NN.<function>.json is written by `make record` and read by the page. A record is stale when the experiment says something else or its model is another: then load_record raises StaleRecord.
 Of what the experiment calls, not the text counts but what it does: the record keeps what every row gave on a model so
 small that the tests run all of it again (:func:`stale_rows`).
 """
@@ -17,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torch import Tensor
@@ -35,15 +29,7 @@ from quantlib.records.experiments import (
 from quantlib.records.lesson_files import read_json, remedy, write_json
 from quantlib.records.record_values import from_json, to_json
 
-__all__ = [
-    "Experiment",
-    "Record",
-    "StaleRecord",
-    "experiment",
-    "load_experiment",
-    "load_record",
-    "show_experiment",
-]  # all a page needs
+__all__ = ["Experiment", "Record", "StaleRecord", "experiment", "load_experiment", "load_record", "show_experiment"]
 
 
 class StaleRecord(ValueError):
@@ -116,9 +102,8 @@ def moves(was: object, now: object, tolerance: float) -> str:
     old, new = (dict(_numbers(from_json(to_json(value)))) for value in (was, now))
     if old.keys() != new.keys():
         return f"{', '.join(sorted(old.keys() ^ new.keys())[:3])} and others came or went"
-    far = {name: _apart(old[name], new[name]) for name in old}
-    most = max(far, key=far.get, default=None)
-    if most is None or far[most] <= tolerance:
+    most = max(old, key=lambda name: _apart(old[name], new[name]), default=None)
+    if most is None or _apart(old[most], new[most]) <= tolerance:
         return ""
     return f"{most or 'it'} is {new[most]!r}, was {old[most]!r}, the tolerance is {tolerance:g}"
 
@@ -145,15 +130,13 @@ def read_record(file: Path) -> Record:
         raise ValueError(f"{file} was changed after it was recorded (its digest does not fit): {remedy(name)}")
     if content.keys() != {field.name for field in fields(Record)}:
         raise ValueError(f"{file} is of another version of quantlib.records.records: {remedy(name)}")
-    machine = {**content.pop("machine")}
-    machine["abilities"] = tuple(machine["abilities"])
-    return Record(machine=Machine(**machine), **{key: from_json(value) for key, value in content.items()})
+    values = from_json(content)
+    return Record(**{**values, "machine": Machine(**values["machine"])})
 
 
 def write_record(record: Record, file: Path) -> None:
     """Write a record, all or nothing. TypeError if a value is not one that record_values.py knows."""
-    content = {field.name: to_json(getattr(record, field.name), field.name) for field in fields(record)}
-    content["machine"] = asdict(record.machine)
+    content = to_json(record, "record")
     write_json(file, {**content, "digest": _digest(content)})
 
 

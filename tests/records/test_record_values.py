@@ -90,7 +90,7 @@ def test_what_comes_back_cannot_be_changed():
         ({"a": [{4: 1.0}]}, TypeError, r"values\['a'\]\[0\] has the key 4: JSON knows only words as keys, use '4'"),
         ({"$float": 1}, ValueError, r"values has the key '\$float'"),
         ({"a": {1, 2}}, TypeError, r"values\['a'\] is a set"),
-        (torch.ones(1, dtype=torch.complex64), TypeError, r"values is a tensor of complex64"),
+        (torch.ones(1, dtype=torch.complex64), TypeError, r"values is an array of complex64"),
         (np.array(["a"]), TypeError, r"values is an array of <U1"),
     ],
 )
