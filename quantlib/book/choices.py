@@ -65,22 +65,15 @@ def choice(
         raise ValueError(f"a choice must list each value once, got {', '.join(map(str, stops))}")
     if kind and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    words = tuple(named.get(value, _words(value)) for value in stops)
-    made = Choice(stops, words, 0, label, unit, kind or _kind(stops, words, bool(named)), help)
+    numbers = [value for value in stops if isinstance(value, Real) and not isinstance(value, bool)]
+    words = tuple(named[v] if named else _plain(v).replace("-", "\u2212") if v in numbers else str(v) for v in stops)
+    few = len(words) <= 4 and sum(map(len, words)) <= 28
+    usual = "slider" if len(numbers) == len(stops) and not named else "segments" if few else "select"
+    made = Choice(stops, words, 0, label, unit, kind or usual, help)
     return made if start is None else replace(made, start=made.stop(start))
 
 
 steps = partial(choice, kind="steps")  # a choice that is walked through in order: a ruler with Back, Play and Step
-
-
-def _kind(stops: tuple, words: tuple[str, ...], named: bool) -> str:
-    if not named and all(isinstance(value, Real) and not isinstance(value, bool) for value in stops):
-        return "slider"
-    return "segments" if len(words) <= 4 and sum(map(len, words)) <= 28 else "select"
-
-
-def _words(value: object) -> str:
-    return _plain(value).replace("-", "\u2212") if isinstance(value, Real) else str(value)
 
 
 def _plain(value: object) -> str:

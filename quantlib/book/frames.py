@@ -71,9 +71,8 @@ def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence
     """The frame of one setting as a page needs it: figure as pieces of markup, an SVG's root still without its words;
     best as stops. Raises what draw raises, and TypeError or ValueError if it returns no frame.
     """
-    frame = draw(**values(choices, at))
-    if not isinstance(frame, Frame):
-        frame = Frame(frame)
+    drawn = draw(**values(choices, at))
+    frame = drawn if isinstance(drawn, Frame) else Frame(drawn)
     finding = " ".join(frame.finding.split()) or ", ".join(said(choices, at))
     for choice in frame.best.keys() - choices.keys():
         raise ValueError(f"best names {choice!r}, which is no choice of this widget: use one of {', '.join(choices)}")
@@ -90,11 +89,10 @@ def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequen
     if isinstance(figure, Picture):  # where a thing lies differs between frames, how it looks hardly ever: cut between
         cuts = (re.split("(?= clip-path=| style=|;stroke:)", element) for element in figure.within(name).elements)
         return figure.opening(""), *itertools.chain.from_iterable(cuts), "</svg>"
-    html = figure if isinstance(figure, str) else figure._repr_html_() if hasattr(figure, "_repr_html_") else None
+    html = figure._repr_html_() if hasattr(figure, "_repr_html_") else figure
     if not isinstance(html, str):
-        raise TypeError(
-            f"{call(choices, at)} must return a Frame, a matplotlib Figure or HTML, got {type(figure).__name__}"
-        )
+        got = type(figure).__name__
+        raise TypeError(f"{call(choices, at)} must return a Frame, a matplotlib Figure or HTML, got {got}")
     return tuple(html.splitlines(keepends=True))
 
 
@@ -105,13 +103,11 @@ def pack(frames: Sequence[Frame]) -> dict:
     frames  for each: p its pieces as places in the table ("0-12 40"), f finding, v values of readouts, b best, r remark
     Raises ValueError if the frames name their readouts differently.
     """
-    first = frames[0]
-    for frame in frames:
-        if tuple(frame.readouts) != tuple(first.readouts):
-            one, another = (", ".join(f.readouts) or "none" for f in (first, frame))
-            raise ValueError(f"all frames must have the same readouts: one has {one}, another {another}")
+    names = list(dict.fromkeys(", ".join(frame.readouts) or "none" for frame in frames))
+    if len(names) > 1:
+        raise ValueError(f"all frames must have the same readouts: one has {names[0]}, another {names[1]}")
+    first, packed = frames[0], []
     table: dict[str, int] = {}
-    packed = []
     for frame in frames:
         places = [table.setdefault(piece, len(table)) for piece in frame.figure]
         values = list(frame.readouts.values())
@@ -122,6 +118,8 @@ def pack(frames: Sequence[Frame]) -> dict:
 
 def _runs(places: list[int]) -> str:
     """[0, 1, 2, 7] -> "0-2 7"."""
-    runs = itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0])
-    ends = [(run[0][1], run[-1][1]) for run in (list(pairs) for _, pairs in runs)]
-    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in ends)
+    runs = []
+    for _, pairs in itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
+        first, *_, last = [place for _, place in pairs] * 2
+        runs.append(f"{first}-{last}" if last > first else str(first))
+    return " ".join(runs)

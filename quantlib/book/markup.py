@@ -35,14 +35,14 @@ def figure(choices: Mapping[str, Choice], words: Mapping[str, str], first: Mappi
         {"name": name, "kind": made.kind, "keys": made.keys, "said": [made.said(i) for i in range(len(made.values))]}
         for name, made in choices.items()
     ]
-    controls = "".join(control(made, name, made.start) for name, made in choices.items())
+    controls = "".join(control(made, name) for name, made in choices.items())
     return (
         f'<figure class="explore" id="@id@">{f"<header>{head}</header>" * bool(head)}'
         f'<div class="bench">{_bench(first)}'
         f'<form class="controls" autocomplete="off">{controls}'
         f'<p class="try remark">{escape(first.get("remark", ""))}</p>'
         f'<button class="quiet" type="reset">Start over</button></form></div>'
-        f'{_caption(words)}<p class="status" role="status"></p>'
+        f'<figcaption>{_inline(words["caption"])}</figcaption><p class="status" role="status"></p>'
         f'<script type="application/json">{_json({"choices": offers} | data)}</script></figure>'
     )
 
@@ -50,9 +50,8 @@ def figure(choices: Mapping[str, Choice], words: Mapping[str, str], first: Mappi
 def still(words: Mapping[str, str], first: Mapping) -> str:
     """One frame without controls, for a notebook that was saved before all could be drawn."""
     remark = '<p class="try">One setting of a widget. Run the notebook to choose others.</p>'
-    return (
-        f'<figure class="explore" id="@id@"><div class="bench">{_bench(first)}</div>{remark}{_caption(words)}</figure>'
-    )
+    words = f"{remark}<figcaption>{_inline(words['caption'])}</figcaption>"
+    return f'<figure class="explore" id="@id@"><div class="bench">{_bench(first)}</div>{words}</figure>'
 
 
 def page(markup: str, name: str, script: bool) -> str:
@@ -72,10 +71,6 @@ def _bench(first: Mapping) -> str:
     return f'<div>{stage}<dl class="readouts">{pairs}</dl></div>'
 
 
-def _caption(words: Mapping[str, str]) -> str:
-    return f"<figcaption>{_inline(words['caption'])}</figcaption>"
-
-
 def _inline(text: str) -> str:
     """Words as HTML, with *emphasis*, `code` and [coloured words]{.exact}, as captions of figures have them."""
     text = re.sub(r"\[([^\]]*)\]\{\.(exact|grid|error)\}", r'<span class="\2">\1</span>', escape(text, quote=False))
@@ -93,42 +88,29 @@ def _lean(name: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
-def control(made: Choice, name: str, at: int) -> str:
-    """The control as HTML, at one of its stops. Ids start with @id@, which the page's own name replaces."""
-    about, help = "", ""
+def control(made: Choice, name: str) -> str:
+    """The control as HTML, where it starts. Ids start with @id@, which the page's own name replaces."""
+    about = help = ""
     if made.help:
         about = f' aria-describedby="@id@-{name}-help"'
         help = f'<p class="try" id="@id@-{name}-help">{escape(made.help)}</p>'
-    offer = {"segments": _segments, "select": _select}.get(made.kind, _ruler)
-    return offer(made, name, at, about) + help
-
-
-def _segments(made: Choice, name: str, at: int, about: str) -> str:
-    radios = "".join(
-        f'<label><input type="radio" name="{name}" value="{i}"{" checked" * (i == at)}>{escape(made.said(i))}</label>'
-        for i in range(len(made.values))
-    )
-    return f'<fieldset{about}><legend>{escape(made.label)}</legend><div class="segments">{radios}</div></fieldset>'
-
-
-def _select(made: Choice, name: str, at: int, about: str) -> str:
-    options = "".join(
-        f'<option value="{i}"{" selected" * (i == at)}>{escape(made.said(i))}</option>' for i in range(len(made.values))
-    )
     label = f'<label for="@id@-{name}">{escape(made.label)}</label>'
-    return f'<div>{label}<select id="@id@-{name}" name="{name}"{about}>{options}</select></div>'
-
-
-def _ruler(made: Choice, name: str, at: int, about: str) -> str:
-    last, said = len(made.values) - 1, escape(made.said(at))
+    stops = [(i, escape(made.said(i)), i == made.start) for i in range(len(made.values))]
+    if made.kind == "segments":
+        radio = f'<input type="radio" name="{name}" value='
+        radios = "".join(f'<label>{radio}"{i}"{" checked" * on}>{said}</label>' for i, said, on in stops)
+        segments = f'<legend>{escape(made.label)}</legend><div class="segments">{radios}</div>'
+        return f"<fieldset{about}>{segments}</fieldset>{help}"
+    if made.kind == "select":
+        options = "".join(f'<option value="{i}"{" selected" * on}>{said}</option>' for i, said, on in stops)
+        return f'<div>{label}<select id="@id@-{name}" name="{name}"{about}>{options}</select></div>{help}'
+    last, said = len(stops) - 1, stops[made.start][1]
     named = range(last + 1) if last < _SAID else (0, last // 2, last) if last % 2 == 0 else (0, last)
     scale = "".join(f"<span>{escape(made.words[i])}</span>" for i in named)
-    label = f'<label for="@id@-{name}">{escape(made.label)}</label>'
-    output = f'<output for="@id@-{name}" data-said="{name}">{said}</output>'
-    stops = f'min="0" max="{last}" value="{at}" style="--steps:{max(last, 1)}" aria-valuetext="{said}"'
+    place = f'min="0" max="{last}" value="{made.start}" style="--steps:{max(last, 1)}" aria-valuetext="{said}"'
     return (
-        f'<div class="slider"><span>{label}{output}</span>'
-        f'<input type="range" id="@id@-{name}" name="{name}" {stops}{about}>'
+        f'<div class="slider"><span>{label}<output for="@id@-{name}" data-said="{name}">{said}</output></span>'
+        f'<input type="range" id="@id@-{name}" name="{name}" {place}{about}>'
         f'<div class="scale" aria-hidden="true">{scale}<i data-best="{name}" hidden></i></div>'
-        f"{_PLAY * (made.kind == 'steps')}</div>"
+        f"{_PLAY * (made.kind == 'steps')}</div>{help}"
     )

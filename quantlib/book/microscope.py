@@ -61,16 +61,23 @@ def microscope(
     ax.set(position=(0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(figure.get_figheight() * 72, 0))  # units, downwards
     ax.axis("off")
     values, rounded = (t.detach().double().numpy() for t in (w, q.dequantize()[0]))
-    steps, points = _per_weight(q, q.scale), _points(q)
-    reach = max(np.abs(values).max(), np.abs(rounded).max()) or 1.0
+    errors = np.clip((values - rounded) / _per_weight(q, q.scale), -0.5, 0.5)  # cut off where a weight was clipped
+    unit = (_BAND / 2 - 4) / (max(np.abs(values).max(), np.abs(rounded).max()) or 1.0)
+    codes = [str(code).replace("-", "\u2212") for code in q.codes[0].tolist()]
     for line in range(lines):
-        part = slice(line * _LINE, (line + 1) * _LINE)
-        top = line * (height + _GAP)
-        _weights(ax, top, values[part], rounded[part], points[:, part], reach, name)
-        _codes(ax, top + _BAND, q.codes[0, part].tolist(), code_height)
-        _errors(ax, top + _BAND + code_height, (values - rounded)[part] / steps[part])
-        for place, (row, items) in enumerate(rows.items()):
-            _text_row(ax, top + _BAND + code_height + _TEETH + place * _ROW, row, _share(_words(items), line, lines))
+        part, top = slice(line * _LINE, (line + 1) * _LINE), line * (height + _GAP)
+        _grid(ax, top + _BAND / 2, rounded[part] * unit, _points(q)[:, part] * unit)
+        _strokes(ax, top + _BAND / 2, name, values[part] * unit, EXACT, 1.8)
+        top += _BAND
+        turned = 0 if code_height == _ROW else 90
+        _text_row(ax, top + code_height / 2, "code", codes[part], GRID, color=GRID, size=9, rotation=turned)
+        top += code_height
+        _strokes(ax, top + _TEETH / 2, "error", errors[part] * (_TEETH - 4), ERROR, 3)
+        top += _TEETH
+        for row, items in rows.items():
+            if words := _share(_words(items), line, lines):
+                _under(ax, top, row, words)
+            top += _ROW
     return figure
 
 
@@ -93,18 +100,14 @@ def _points(q: QuantizedTensor) -> np.ndarray:
     return (codes[:, None] - zero) * _per_weight(q, q.scale)
 
 
-def _weights(
-    ax: Axes, top: float, values: np.ndarray, rounded: np.ndarray, points: np.ndarray, reach: float, name: str
-) -> None:
-    x, middle, unit = _columns(), top + _BAND / 2, (_BAND / 2 - 4) / reach
+def _grid(ax: Axes, middle: float, rounded: np.ndarray, points: np.ndarray) -> None:
+    """The points of each group's grid, and the one that each weight is rounded to."""
+    x, half, reach = _columns(), _COLUMN * 0.42, _BAND / 2 - 4
     cuts = [0, *(np.flatnonzero((np.diff(points) != 0).any(0)) + 1).tolist(), _LINE]
     for start, end in pairwise(cuts):  # the groups on this line: columns whose points are equal
-        left, right = x[start] - _COLUMN * 0.42, x[end - 1] + _COLUMN * 0.42
-        _dashes(ax, left, right, middle - np.clip(points[:, start], -reach, reach) * unit, 0.5, alpha=0.6)
-    _dashes(ax, x - _COLUMN * 0.42, x + _COLUMN * 0.42, middle - rounded * unit, 2.2)
-    _middle_line(ax, middle)
-    comb(ax, x, middle, middle - values * unit, EXACT, 1.8)
-    _name(ax, middle, name, EXACT)
+        y = middle - np.clip(points[:, start], -reach, reach)
+        _dashes(ax, x[start] - half, x[end - 1] + half, y, 0.5, alpha=0.6)
+    _dashes(ax, x - half, x + half, middle - rounded, 2.2)
 
 
 def _dashes(ax: Axes, left: ArrayLike, right: ArrayLike, y: np.ndarray, lw: float, color: str = GRID, **line) -> None:
@@ -113,44 +116,27 @@ def _dashes(ax: Axes, left: ArrayLike, right: ArrayLike, y: np.ndarray, lw: floa
     ax.plot(ends.ravel(), np.repeat(y, 3), color=color, lw=lw, **line)
 
 
-def _codes(ax: Axes, top: float, codes: list[int], height: float) -> None:
-    for x, code in zip(_columns(), codes, strict=True):
-        said = str(code).replace("-", "\u2212")
-        _centred(ax, x, top + height / 2, said, color=GRID, size=9, rotation=0 if height == _ROW else 90)
-    _name(ax, top + height / 2, "code", GRID)
+def _strokes(ax: Axes, middle: float, name: str, heights: np.ndarray, colour: str, width: float) -> None:
+    """One upright stroke a weight, from a rule in the middle."""
+    ax.plot([_LEFT, _WIDTH], [middle, middle], color=HAIR, lw=0.7)
+    comb(ax, _columns(), middle, middle - heights, colour, width)
+    _text_row(ax, middle, name, [], colour)
 
 
-def _errors(ax: Axes, top: float, errors: np.ndarray) -> None:
-    """Errors in steps: half a step is as high as the band allows, what was clipped is cut off there."""
-    middle = top + _TEETH / 2
-    _middle_line(ax, middle)
-    comb(ax, _columns(), middle, middle - np.clip(errors, -0.5, 0.5) * (_TEETH - 4), ERROR, 3)
-    _name(ax, middle, "error", ERROR)
-
-
-def _text_row(ax: Axes, top: float, name: str, words: list[str]) -> None:
+def _under(ax: Axes, top: float, name: str, words: list[str]) -> None:
     """Words under the weights that they hold; a rule above each says how many these are."""
-    if not words:
-        return
     x, narrow = _columns(len(words)), len(words) >= _LINE
     if not narrow:
         half = (_LINE / len(words) - 1) * _COLUMN / 2 + 2
         _dashes(ax, x - half, x + half, np.full(len(words), top), 0.7, HAIR)
-    for at, word in zip(x, words, strict=True):
-        _centred(ax, at, top + _ROW / 2, word, color=INK, size=8.5 if narrow else 9, family="monospace")
-    _name(ax, top + _ROW / 2, name, MUTED)
+    _text_row(ax, top + _ROW / 2, name, words, MUTED, color=INK, size=8.5 if narrow else 9, family="monospace")
 
 
-def _middle_line(ax: Axes, y: float) -> None:
-    ax.plot([_LEFT, _WIDTH], [y, y], color=HAIR, lw=0.7)
-
-
-def _centred(ax: Axes, x: float, y: float, text: str, **words) -> None:
-    ax.text(x, y, text, ha="center", va="center", **words)
-
-
-def _name(ax: Axes, y: float, text: str, colour: str) -> None:
-    ax.text(0, y, text, color=colour, size=9, ha="left", va="center")
+def _text_row(ax: Axes, y: float, name: str, words: list[str], colour: str, **style) -> None:
+    """Words in equal columns, and left of them the row's name in its colour."""
+    for x, word in zip(_columns(len(words)) if words else [], words, strict=True):
+        ax.text(x, y, word, ha="center", va="center", **style)
+    ax.text(0, y, name, color=colour, size=9, ha="left", va="center")
 
 
 def _words(items: bytes | Sequence) -> list[str]:

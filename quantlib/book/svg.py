@@ -26,16 +26,12 @@ INK, MUTED, HAIR = "#777677", "#767776", "#8a8987"  # three greys that differ, s
 VARIABLES = {EXACT: "--exact", GRID: "--grid", ERROR: "--error", INK: "--ink", MUTED: "--muted", HAIR: "--rule"}
 FONT = "var(--sans, system-ui, sans-serif)"
 MONO = "var(--mono, ui-monospace, monospace)"
-# On a screen, for a unit of the SVG: words of 9 units stand at 13 pixels where no page sets a width.
-PIXELS = 13 / 9
-# The label of a figure whose words stand in narrow columns: they keep their size where a page enlarges words.
-RASTER = "raster"
+PIXELS = 13 / 9  # of a screen, for a unit: words of 9 units stand at 13 pixels where no page sets a width
+RASTER = "raster"  # the label of a figure whose words stand in narrow columns: they keep their size on any page
 ROOT = f"font-family: {FONT}; stroke-linejoin: round"
-_INITIAL = re.compile(  # what the root or SVG itself already says
-    r"stroke-linejoin:round|stroke-linecap:butt|stroke-dashoffset:0|text-anchor:start|font-(style|variant|weight|stretch):normal"
-)
+# what the root or SVG itself already says
+_INITIAL = {"", "stroke-linejoin:round", "stroke-linecap:butt", "stroke-dashoffset:0", "text-anchor:start"}
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}
-_LONG = re.compile(r"-?\d+\.\d{5,}")
 
 
 @dataclass(frozen=True)
@@ -102,28 +98,20 @@ def _leaves(parent: ET.Element) -> Iterator[str]:
         if tag == "g" and not set(element.keys()) - {"id"}:
             yield from _leaves(element)
         elif tag == "defs":
-            yield from (f"<defs>{text}</defs>" for child in element if (text := _write(child, defined=True)))
-        elif tag in ("g", "path", "use", "text", "image"):
-            if text := _write(element, defined=False):
-                yield text
+            yield from (f"<defs>{_write(child)}</defs>" for child in element if _local(child.tag) != "style")
+        elif tag in ("g", "path", "use", "text", "image") and (text := _write(element, painted=True)):
+            yield text
 
 
-def _write(element: ET.Element, defined: bool) -> str:
-    """One element and what it holds; "" if nothing of it would show."""
-    tag = _local(element.tag)
-    if tag in ("style", "metadata"):
+def _write(element: ET.Element, painted: bool = False) -> str:
+    """One element and what it holds; "" if it is painted and nothing of it would show."""
+    tag, attributes = _local(element.tag), {_local(name): value for name, value in element.items()}
+    attributes["style"] = _style(attributes.pop("style", ""))
+    inside = escape((element.text or "").strip()) + "".join(_write(child, painted) for child in element)
+    if painted and (attributes["style"] == "fill:none" or (tag == "g" and not inside)):
         return ""
-    attributes = {_local(name): value for name, value in element.items()}
-    style = _style(attributes.pop("style", ""))
-    if style == "fill:none" and not defined:
-        return ""
-    if not defined and tag != "clipPath":
+    if painted:
         attributes.pop("id", None)
-    if style:
-        attributes["style"] = style
-    inside = escape((element.text or "").strip()) + "".join(_write(child, defined) for child in element)
-    if tag in ("defs", "g") and not inside:
-        return ""
     said = "".join(f' {n}="{escape(value)}"' for n, v in attributes.items() if (value := _value(n, v)))
     return f"<{tag}{said}>{inside}</{tag}>" if inside else f"<{tag}{said}/>"
 
@@ -134,40 +122,36 @@ def _value(name: str, value: str) -> str:
     if name in ("x", "y", "width", "height") and re.fullmatch(r"-?[\d.]+", value):
         return _short(value)
     if name == "transform":  # text that is not turned is written as turned by nothing
-        return "" if re.match(r"rotate\(-?0 ", value) else _LONG.sub(lambda m: f"{float(m[0]):.4f}", value)
+        value = "" if re.match(r"rotate\(-?0 ", value) else value
+    if name in ("style", "transform"):
+        return re.sub(r"-?\d+\.\d{5,}", lambda long: f"{float(long[0]):.4f}", value)
     return value
 
 
 def _style(style: str) -> str:
-    said = (re.sub(r"\s*:\s*", ":", part.strip()) for part in style.split(";"))
-    style = ";".join(filter(None, (_font(part) for part in said if not _INITIAL.fullmatch(part))))
-    style = _LONG.sub(lambda m: f"{float(m[0]):.4f}", style)
-    for colour, variable in VARIABLES.items():
-        style = style.replace(colour, f"var({variable},{colour})")
-    return style
-
-
-def _font(part: str) -> str:
-    """A font by size alone: its family is the page's, upright or monospaced."""
-    if not part.startswith("font"):
-        return part
-    size = re.search(r"[\d.]+px", part)
-    said = [f"font-size:{size[0]}"] if size else []
-    return ";".join(said + [f"font-family:{MONO}"] * ("Mono" in part))
+    said = []
+    for part in re.sub(r"\s*([:;])\s*", r"\1", style).split(";"):
+        if part.startswith("font"):  # by size alone: the family is the page's, upright or monospaced
+            said += [f"font-size:{size}" for size in re.findall(r"[\d.]+px", part)[:1]]
+            said += [f"font-family:{MONO}"] * ("Mono" in part)
+        elif part not in _INITIAL:
+            said.append(part)
+    return re.sub("|".join(VARIABLES), lambda colour: f"var({VARIABLES[colour[0]]},{colour[0]})", ";".join(said))
 
 
 def _path(d: str) -> str:
     """Path data with one decimal, H and V for level and upright lines, and no letter said twice."""
-    said, last, x, y = [], "", None, None
+    said, last, at = "", "", ["", ""]
     for letter, numbers in re.findall(r"([MLCQz])([^MLCQz]*)", d):
         points = [_short(n) for n in numbers.split()]
-        level, upright = letter == "L" and points[1] == y, letter == "L" and points[0] == x
-        command, said_points = ("H", points[:1]) if level else ("V", points[1:]) if upright else (letter, points)
-        text = " ".join(said_points)
-        said.append(f" {text}" if command == last and command != "M" else command + text)
-        x, y = points[-2:] if points else (x, y)
-        last = command
-    return "".join(said).replace(" -", "-")
+        at, (x, y) = points[-2:] or at, at
+        if letter == "L" and y == at[1]:
+            letter, points = "H", points[:1]
+        elif letter == "L" and x == at[0]:
+            letter, points = "V", points[1:]
+        said += (" " if letter == last != "M" else letter) + " ".join(points)
+        last = letter
+    return said.replace(" -", "-")
 
 
 def _short(number: str) -> str:

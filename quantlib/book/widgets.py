@@ -26,7 +26,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import anywidget
@@ -74,7 +73,7 @@ def explore(
 
 
 class Explorable(anywidget.AnyWidget):
-    """What `explore` returns. setting: argument -> value, follows the reader and can be assigned, in part or whole."""
+    """What `explore` returns. Its traits `setting` and `at` say the same, in values and in stops."""
 
     _esm = markup.STATIC / "explore.js"
     _css = markup.STATIC / "explore.css"
@@ -86,7 +85,6 @@ class Explorable(anywidget.AnyWidget):
     def __init__(self, draw: Callable, name: str, choices: dict[str, Choice], words: dict[str, str]):
         self._choices, self._name, self._words = choices, name, words
         self._shown = functools.cache(lambda at: frames.shown(draw, name, choices, at))
-        self._static = ""
         self._start = [made.start for made in choices.values()]
         first = self._message(self._start)
         html = markup.figure(choices, words, first, {})
@@ -98,46 +96,37 @@ class Explorable(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        html = self._static or self._as_far_as_patience_reaches()
+        try:
+            html = self.static(time.perf_counter() + _PATIENCE)
+        except Exception:  # the reader meets it in its place, live; here one frame is kept
+            html = markup.page(markup.still(self._words, self._message(self._start)), self._name, script=False)
         return data | {"text/html": html, "text/plain": repr(self)}, metadata
 
-    def static(self) -> str:
+    def static(self, deadline: float = math.inf) -> str:
         """The widget with all its frames as HTML that needs no kernel and no network.
 
-        Raises RuntimeError for a setting that draw fails on, ValueError beyond 200 kB.
+        Raises RuntimeError for a setting that draw fails on, ValueError beyond 200 kB, and TimeoutError if frames are
+        left to be drawn when time.perf_counter() is past the deadline.
         """
-        if not self._static:
-            every = frames.settings(self._choices)
-            for at in every:
-                try:
-                    self._shown(at)
-                except Exception as error:
-                    told = _told(error, self._choices, at)
-                    raise RuntimeError(f"{told}: every setting must draw before the page can be built") from error
-            data = frames.pack([self._shown(at) for at in every])
-            figure = markup.figure(self._choices, self._words, self._message(self._start), data)
-            html = markup.page(figure, self._name, script=True)
-            size = len(html.encode())
-            if size > _MOST_BYTES:
-                stops = ", ".join(f"{key} has {len(made.values)}" for key, made in self._choices.items())
-                raise ValueError(
-                    f"the widget {self._name} takes {size / 1e3:.0f} kB with its {len(every)} frames, the budget is "
-                    f"{_MOST_BYTES / 1e3:.0f} kB: offer fewer stops ({stops}) or draw less that differs between frames"
-                )
-            self._static = html
-        return self._static
-
-    def _as_far_as_patience_reaches(self) -> str:
-        """The static view for a saved notebook: all frames if they draw quickly, else the first."""
-        deadline = time.perf_counter() + _PATIENCE
-        with suppress(Exception):  # the reader meets it in its place, live; here one frame is kept
-            for at in frames.settings(self._choices):
-                self._shown(at)
-                if time.perf_counter() > deadline:
-                    break
-            else:
-                return self.static()
-        return markup.page(markup.still(self._words, self._message(self._start)), self._name, script=False)
+        drawn = []
+        for at in frames.settings(self._choices):
+            try:
+                drawn.append(self._shown(at))
+            except Exception as error:
+                told = _told(error, self._choices, at)
+                raise RuntimeError(f"{told}: every setting must draw before the page can be built") from error
+            if time.perf_counter() > deadline:
+                raise TimeoutError(f"{len(drawn)} frames were drawn in time")
+        figure = markup.figure(self._choices, self._words, self._message(self._start), frames.pack(drawn))
+        html = markup.page(figure, self._name, script=True)
+        size = len(html.encode())
+        if size > _MOST_BYTES:
+            stops = ", ".join(f"{key} has {len(made.values)}" for key, made in self._choices.items())
+            raise ValueError(
+                f"the widget {self._name} takes {size / 1e3:.0f} kB with its {len(drawn)} frames, the budget is "
+                f"{_MOST_BYTES / 1e3:.0f} kB: offer fewer stops ({stops}) or draw less that differs between frames"
+            )
+        return html
 
     def _message(self, at: Sequence[int]) -> dict:
         try:
@@ -147,18 +136,15 @@ class Explorable(anywidget.AnyWidget):
 
     @traitlets.validate("at")
     def _check_at(self, proposal: dict) -> list[int]:
-        at = proposal["value"]
-        counts = [len(made.values) for made in self._choices.values()]
-        if len(at) != len(counts) or not all(0 <= stop < count for stop, count in zip(at, counts, strict=True)):
-            raise ValueError(f"at must give a stop for each of {', '.join(self._choices)}, got {at}")
-        return at
+        if tuple(proposal["value"]) not in frames.settings(self._choices):
+            raise ValueError(f"at must give a stop for each of {', '.join(self._choices)}, got {proposal['value']}")
+        return proposal["value"]
 
     @traitlets.validate("setting")
     def _check_setting(self, proposal: dict) -> dict:
         wanted = frames.values(self._choices, self.at) | proposal["value"]
-        unknown = [key for key in wanted if key not in self._choices]
-        if unknown:
-            raise ValueError(f"setting names {unknown[0]!r}; this widget has {', '.join(self._choices)}")
+        for unknown in wanted.keys() - self._choices.keys():
+            raise ValueError(f"setting names {unknown!r}; this widget has {', '.join(self._choices)}")
         return frames.values(self._choices, [made.stop(wanted[key]) for key, made in self._choices.items()])
 
     @traitlets.observe("setting")
@@ -175,19 +161,15 @@ def _check(draw: Callable, name: str, choices: Mapping[str, Choice]) -> None:
     if not choices:
         raise ValueError("explore needs at least one choice, such as explore(draw, bits=range(2, 9))")
     try:
-        inspect.signature(draw).bind(**dict.fromkeys(choices))
+        inspect.signature(draw).bind(**choices)
     except TypeError as error:
         raise ValueError(f"draw and the choices do not fit: {error}; the choices are {', '.join(choices)}") from None
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-        raise ValueError(
-            f"name must be letters, digits, - and _, a letter first, got {name!r}: it stands in the address"
-        )
+        raise ValueError(f"name must be letters, digits, - and _, a letter first, for the address, got {name!r}")
     count = math.prod(len(made.values) for made in choices.values())
     if count > _MOST_FRAMES:
-        stops = " × ".join(f"{len(made.values)} {key}" for key, made in choices.items())
-        raise ValueError(
-            f"the widget {name} has {count} settings ({stops}), the budget is {_MOST_FRAMES}: offer fewer stops"
-        )
+        has = f"{count} settings ({' × '.join(f'{len(made.values)} {key}' for key, made in choices.items())})"
+        raise ValueError(f"the widget {name} has {has}, the budget is {_MOST_FRAMES}: offer fewer stops")
 
 
 def _building() -> bool:
