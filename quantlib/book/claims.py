@@ -2,7 +2,9 @@
 
 Start from :func:`claims` and :func:`speed_claims`. A reader may point the lessons at a model of their own
 (QUANTLIB_MODEL), and `make bench` puts the speeds of their own machine in the place of the recorded ones. Every cell
-still runs; what the text says of the lesson's model and of the machine it was written on is no claim about theirs.
+still runs; what the text says of the lesson's model and of the machine it was written on is no claim about theirs:
+check then prints "not checked for this model: …" and never fails. Else it raises AssertionError with the claim where
+the statement is false.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 WRITTEN_ON = "Intel(R) Xeon(R) Processor", ("avx512_vnni", "avx512_bf16")  # the CPU whose speeds the pages speak of
 WRITTEN_ON_GPU = "NVIDIA H200"  # and the GPU
-
-
 Check = Callable[["bool | Tensor", str], None]
 
 
@@ -29,9 +29,6 @@ def claims(loaded: LoadedModel) -> Check:
 
         check = claims(load_lesson_model())
         check(w8.value < 1.005 * fp32.value, "8 bits a row cost less than half a percent of perplexity")
-
-    check raises AssertionError with the claim if the statement is false. With another model than the lesson's
-    it prints "not checked for this model: …" and never fails.
     """
     if not hasattr(loaded, "is_lesson_model"):
         got = type(loaded).__name__
@@ -40,11 +37,7 @@ def claims(loaded: LoadedModel) -> Check:
 
 
 def speed_claims(machine: Machine) -> Check:
-    """check(statement, claim), for claims about the speeds that a machine recorded (a record's machine).
-
-    check raises AssertionError with the claim if the statement is false. On another CPU than the one that the pages
-    were written on it prints "not checked for this machine: …" and never fails.
-    """
+    """check(statement, claim), for claims about the speeds that a machine recorded (a record's machine)."""
     return partial(_check, is_written_on(machine), "machine")
 
 

@@ -123,15 +123,11 @@ def number(x: float, unit: str = "", digits: int = 3) -> str:
 
 
 def show(figure: Figure | Picture, *, alt: str, caption: str = "", columns: Sequence[tuple[str, str]] = ()) -> None:
-    """Show a figure on a page: one SVG for light and dark, with its alternative text and caption.
+    """Show a figure on a page: one SVG for light and dark, with its caption; as text, "Figure: " and alt.
 
-    alt      what the figure shows, in a sentence with its numbers, for those who cannot see it. Required.
+    alt      what the figure shows, in a sentence with its numbers, for those who cannot see it; ValueError for less
     caption  how to see it. Plain words with *emphasis*, `code` and [coloured words]{.exact}.
     columns  (words, number) pairs that stand under equal parts of a wide figure.
-
-    In the book the SVG is set inline and follows the page's colours; in JupyterLab its fallback colours read on light
-    and dark, and the caption stands below. As text the output is "Figure: " and alt. Raises ValueError for an alt that
-    is no sentence.
     """
     words = alt.split() if isinstance(alt, str) else ()
     if len(words) < 4:
@@ -171,9 +167,8 @@ class Stage:
         figure.set_layout_engine("none")
         for ax in figure.axes:
             ax.autoscale(False)
-        self.figure = figure
-        self._kept = {id(artist) for ax in figure.axes for artist in ax.get_children()}
-        self._still = picture(figure)
+        self.figure, self._kept = figure, []
+        self._still, self._kept = picture(figure), self._added()
 
     def __enter__(self) -> list[Axes]:
         return self.figure.axes
@@ -187,4 +182,4 @@ class Stage:
         return picture_of(self._added(), self.figure).over(self._still)
 
     def _added(self) -> list[Artist]:
-        return [artist for ax in self.figure.axes for artist in ax.get_children() if id(artist) not in self._kept]
+        return [artist for ax in self.figure.axes for artist in ax.get_children() if artist not in self._kept]

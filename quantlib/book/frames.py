@@ -39,12 +39,11 @@ class Frame:
     remark: str = ""
 
 
-def message(frame: Frame, at: Sequence[int]) -> dict:
-    """What a kernel sends for the setting `at`: what `shown` made, with the finding as its alternative text."""
+def message(frame: Frame) -> dict:
+    """What a kernel sends of what `shown` made: the picture has the finding as its alternative text."""
+    said = {name: value for name, value in vars(frame).items() if name != "figure"}
     picture = "".join(frame.figure).replace('aria-label=""', f'aria-label="{escape(frame.finding)}"', 1)
-    readouts = [list(pair) for pair in frame.readouts.items()]
-    said = {"finding": frame.finding, "meaning": frame.meaning, "best": dict(frame.best), "remark": frame.remark}
-    return {"at": list(at), "picture": picture, "readouts": readouts} | said
+    return said | {"picture": picture, "readouts": [list(pair) for pair in frame.readouts.items()]}
 
 
 def settings(choices: Mapping[str, Choice]) -> list[tuple[int, ...]]:
@@ -62,11 +61,6 @@ def said(choices: Mapping[str, Choice], at: Sequence[int]) -> list[str]:
     return [f"{made.label} {made.said(stop)}" for made, stop in zip(choices.values(), at, strict=True)]
 
 
-def call(choices: Mapping[str, Choice], at: Sequence[int]) -> str:
-    """The call of draw for a setting, as it is written in Python."""
-    return f"draw({', '.join(f'{name}={value!r}' for name, value in values(choices, at).items())})"
-
-
 def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> Frame:
     """The frame of one setting as a page needs it: figure as pieces of markup, an SVG's root still without its words;
     best as stops. Raises what draw raises, and TypeError or ValueError if it returns no frame.
@@ -77,23 +71,22 @@ def shown(draw: Callable, name: str, choices: Mapping[str, Choice], at: Sequence
     for choice in frame.best.keys() - choices.keys():
         raise ValueError(f"best names {choice!r}, which is no choice of this widget: use one of {', '.join(choices)}")
     best = {choice: choices[choice].stop(value) for choice, value in frame.best.items()}
-    return replace(frame, figure=_pieces(frame.figure, name, choices, at), finding=finding, best=best)
+    return replace(frame, figure=_pieces(frame.figure, name), finding=finding, best=best)
 
 
-def _pieces(figure: object, name: str, choices: Mapping[str, Choice], at: Sequence[int]) -> tuple[str, ...]:
-    """Markup in the pieces that frames may have in common: elements of an SVG, lines of HTML."""
+def _pieces(figure: object, name: str) -> tuple[str, ...]:
+    """Markup in the pieces that frames may have in common: elements, and how they look."""
     if isinstance(figure, Figure):
         if "matplotlib.pyplot" in sys.modules:  # else a notebook shows pyplot's figures a second time
             sys.modules["matplotlib.pyplot"].close(figure)
         figure = picture(figure)
-    if isinstance(figure, Picture):  # where a thing lies differs between frames, how it looks hardly ever: cut between
-        cuts = (re.split("(?= clip-path=| style=|;stroke:)", element) for element in figure.within(name).elements)
-        return figure.opening(""), *itertools.chain.from_iterable(cuts), "</svg>"
+    if isinstance(figure, Picture):
+        figure = figure.within(name).svg("")
     html = figure._repr_html_() if hasattr(figure, "_repr_html_") else figure
     if not isinstance(html, str):
-        got = type(figure).__name__
-        raise TypeError(f"{call(choices, at)} must return a Frame, a matplotlib Figure or HTML, got {got}")
-    return tuple(html.splitlines(keepends=True))
+        raise TypeError(f"draw must return a Frame, a matplotlib Figure or HTML, got {type(figure).__name__}")
+    # where a thing lies differs between frames, how it looks hardly ever: cut between
+    return tuple(re.split("(?<=\n)|(?=<[^/]| clip-path=| style=|;stroke:)", html))
 
 
 def pack(frames: Sequence[Frame]) -> dict:

@@ -142,10 +142,8 @@ def _text_row(ax: Axes, y: float, name: str, words: list[str], colour: str, **st
 def _words(items: bytes | Sequence) -> list[str]:
     if isinstance(items, bytes):
         return [f"{byte:02x}" for byte in items]
-    items = items.tolist() if hasattr(items, "tolist") else items
-    return [
-        f"{v & 0xFFFFFFFF:08x}" if isinstance(v, int) else number(v) if isinstance(v, float) else str(v) for v in items
-    ]
+    said = {int: lambda word: f"{word & 0xFFFFFFFF:08x}", float: number}
+    return [said.get(type(item), str)(item) for item in (items.tolist() if hasattr(items, "tolist") else items)]
 
 
 def _share(words: list[str], line: int, lines: int) -> list[str]:

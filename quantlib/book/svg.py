@@ -24,11 +24,10 @@ from matplotlib.figure import Figure
 EXACT, GRID, ERROR = "#2a7cec", "#e0621a", "#ac4f9c"
 INK, MUTED, HAIR = "#777677", "#767776", "#8a8987"  # three greys that differ, so that each becomes its own variable
 VARIABLES = {EXACT: "--exact", GRID: "--grid", ERROR: "--error", INK: "--ink", MUTED: "--muted", HAIR: "--rule"}
-FONT = "var(--sans, system-ui, sans-serif)"
 MONO = "var(--mono, ui-monospace, monospace)"
 PIXELS = 13 / 9  # of a screen, for a unit: words of 9 units stand at 13 pixels where no page sets a width
 RASTER = "raster"  # the label of a figure whose words stand in narrow columns: they keep their size on any page
-ROOT = f"font-family: {FONT}; stroke-linejoin: round"
+ROOT = "font-family: var(--sans, system-ui, sans-serif); stroke-linejoin: round"
 # what the root or SVG itself already says
 _INITIAL = {"", "stroke-linejoin:round", "stroke-linecap:butt", "stroke-dashoffset:0", "text-anchor:start"}
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "book", "svg.image_inline": True}
@@ -51,17 +50,14 @@ class Picture:
         named = (re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", element) for element in self.elements)
         return replace(self, elements=tuple(named))
 
-    def opening(self, alt: str) -> str:
-        """The root's opening tag, with the alternative text that the picture is read out as."""
+    def svg(self, alt: str) -> str:
+        """The whole SVG, with the alternative text that it is read out as."""
         width, height = self.box
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="fig" role="img" aria-label="{escape(alt)}" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width * PIXELS:.0f}" style="{ROOT}">'
+            f"{''.join(self.elements)}</svg>"
         )
-
-    def svg(self, alt: str) -> str:
-        """The whole SVG."""
-        return f"{self.opening(alt)}{''.join(self.elements)}</svg>"
 
 
 @mpl.rc_context(_SETTINGS)
@@ -121,11 +117,9 @@ def _value(name: str, value: str) -> str:
         return _path(value)
     if name in ("x", "y", "width", "height") and re.fullmatch(r"-?[\d.]+", value):
         return _short(value)
-    if name == "transform":  # text that is not turned is written as turned by nothing
-        value = "" if re.match(r"rotate\(-?0 ", value) else value
-    if name in ("style", "transform"):
-        return re.sub(r"-?\d+\.\d{5,}", lambda long: f"{float(long[0]):.4f}", value)
-    return value
+    if name == "transform" and re.match(r"rotate\(-?0 ", value):  # text that is not turned
+        return ""
+    return re.sub(r"-?\d+\.\d{5,}", lambda long: f"{float(long[0]):.4f}", value)
 
 
 def _style(style: str) -> str:
@@ -155,8 +149,7 @@ def _path(d: str) -> str:
 
 
 def _short(number: str) -> str:
-    text = f"{float(number):.1f}".removesuffix(".0")
-    return "0" if text == "-0" else text
+    return f"{round(float(number), 1) + 0:g}"  # + 0: no -0
 
 
 def _local(name: str) -> str:

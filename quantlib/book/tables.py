@@ -41,14 +41,11 @@ def show_table(
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row of {len(row)} cells does not fit a header of {len(header)}: {[str(c) for c in row]}")
-    about = {"caption": caption, "bars": bars, "wide": wide}
-    show_captioned({"text/html": _html(header, rows), "text/plain": _plain(header, rows)}, about)
-
-
-def _html(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    about = {"caption": caption, "bars": bars, "wide": wide}
+    show_captioned({"text/html": html, "text/plain": _plain([header, *rows])}, about)
 
 
 def _cell(value: object) -> str:
@@ -56,12 +53,9 @@ def _cell(value: object) -> str:
     return f"<td{meaning}>{escape(str(value))}</td>"
 
 
-def _plain(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [[str(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(" " * (w - _columns(c)) + c for c, w in zip(line, widths, strict=True)) for line in lines)
-
-
-def _columns(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    return sum(not unicodedata.combining(c) for c in text)
+def _plain(lines: Sequence[Sequence[object]]) -> str:
+    columns = []
+    for column in zip(*lines, strict=True):
+        taken = [sum(not unicodedata.combining(c) for c in str(cell)) for cell in column]  # columns of a terminal
+        columns.append([" " * (max(taken) - t) + str(cell) for t, cell in zip(taken, column, strict=True)])
+    return "\n".join(map("  ".join, zip(*columns, strict=True)))

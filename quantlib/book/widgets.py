@@ -6,13 +6,10 @@
 
     explore(draw, bits=range(2, 9), per={"row": "row", 64: "64 weights"}, title="How many bits?")
 
-One definition gives two views with the same markup, style and script. Live, in any front end of ipywidgets, the kernel
-draws a frame when its setting is first chosen. On a page without a kernel, such as the book's, the output's text/html
-holds all frames.
-
-Where a page is built (QUANTLIB_STATIC=1, or no notebook at all) `explore` draws every frame at once and raises if one
-fails or the budget is exceeded. In a notebook an error is shown in the place of the frame, and the frames of the static
-view are drawn as far as two seconds reach: no reader waits long for what only a saved notebook needs.
+Two views share markup, style and script. Live, in any front end of ipywidgets, the kernel draws a frame when its
+setting is first chosen, and an error is shown in its place. On a page without a kernel, such as the book's, the output's
+text/html holds all frames: they are drawn where a page is built (QUANTLIB_STATIC=1, or no notebook at all), and in a
+notebook as far as two seconds reach, since no reader waits long for what only a saved notebook needs.
 """
 
 from __future__ import annotations
@@ -93,9 +90,8 @@ class Explorable(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"Widget {self._name}: {', '.join(frames.said(self._choices, self.at))}"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict] | None:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
         try:
             html = self.static(time.perf_counter() + _PATIENCE)
         except Exception:  # the reader meets it in its place, live; here one frame is kept
@@ -130,7 +126,7 @@ class Explorable(anywidget.AnyWidget):
 
     def _message(self, at: Sequence[int]) -> dict:
         try:
-            return frames.message(self._shown(tuple(at)), at)
+            return {"at": list(at)} | frames.message(self._shown(tuple(at)))
         except Exception as error:
             return {"at": list(at), "error": _told(error, self._choices, at)}
 
@@ -182,4 +178,5 @@ def _told(error: Exception, choices: Mapping[str, Choice], at: Sequence[int]) ->
     """What went wrong, where, for whom: draw(bits=3) failed in line 4, `x / 0`: ZeroDivisionError: division by zero."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     words = traceback.format_exception_only(error)[-1].strip()
-    return f"{frames.call(choices, at)} failed in line {last.lineno}, `{last.line}`: {words}"
+    setting = ", ".join(f"{name}={value!r}" for name, value in frames.values(choices, at).items())
+    return f"draw({setting}) failed in line {last.lineno}, `{last.line}`: {words}"

@@ -7,11 +7,11 @@ reads what it gave (records.py), and runs the same function on a small piece (:f
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
+import itertools
 import random
 import re
-import sys
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +44,9 @@ class Experiment:
     name: str
     rows: tuple[str, ...]
     model: str | None
-    seed: int
-    miniature: Mapping[str, object] | None
-    tolerance: float
+    seed: int = 0
+    miniature: Mapping[str, object] | None = None
+    tolerance: float = 1e-5
     gpu: bool = False
 
     def __call__(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> dict[str, object]:
@@ -65,14 +65,11 @@ class Experiment:
     def seeded(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
         """The same, each row from the seed, so that it does not matter which rows went before."""
 
-        def reseed() -> None:
+        results, more = self.run(*loaded, rows=rows, **parameters), True
+        while more:
             for seed in (random.seed, np.random.seed, torch.manual_seed):
                 seed(self.seed)
-
-        reseed()
-        for result in self.run(*loaded, rows=rows, **parameters):
-            yield result
-            reseed()
+            yield from (more := list(itertools.islice(results, 1)))
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -87,15 +84,9 @@ class Experiment:
 
 
 def experiment(
-    *,
-    rows: Iterable[str] = (),
-    model: str | None = None,
-    miniature: Mapping[str, object] | None = None,
-    tolerance: float = 1e-5,
-    seed: int = 0,
-    gpu: bool = False,
+    *, rows: Iterable[str] = (), model: str | None = None, **options: object
 ) -> Callable[[Callable[..., object]], Experiment]:
-    """Mark a function of lessons/experiments/part_NN.py as an experiment.
+    """Mark a function of lessons/experiments/part_NN.py as an experiment; options: the other fields of Experiment.
 
         @experiment(rows=GRIDS, model="SmolLM2-135M-Instruct", miniature={"windows": 2})
         def perplexity_of_grids(loaded, rows, *, windows=8): ...
@@ -109,7 +100,7 @@ def experiment(
 
     def mark(function: Callable[..., object]) -> Experiment:
         name = f"{Path(function.__code__.co_filename).stem}.{function.__name__}"
-        made = Experiment(function, name, rows, model, seed, miniature, tolerance, gpu)
+        made = Experiment(function, name, rows, model, **options)
         for parameter in list(inspect.signature(function).parameters)[(model is not None) + bool(rows) :]:
             if parameter not in made.parameters:
                 raise TypeError(f"parameter {parameter!r} of experiment {name} has no default: give it the recorded value")
@@ -129,10 +120,7 @@ def load_experiment(name: str) -> Experiment:
 
 def load_experiments(file: Path) -> list[Experiment]:
     """All experiments of a file, in their order."""
-    spec = importlib.util.spec_from_file_location(f"lesson_experiments_{file.stem}", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up by name
-    spec.loader.exec_module(module)
-    return [value for value in vars(module).values() if isinstance(value, Experiment)]
+    return [value for value in runpy.run_path(str(file)).values() if isinstance(value, Experiment)]
 
 
 def show_experiment(name: str) -> None:
@@ -167,11 +155,11 @@ def experiment_file(name: str) -> Path:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"name must be a file and a function, as part_01.perplexity_of_grids, got {name!r}")
     folder = lessons_folder() / "experiments"
-    file = folder / f"{name.partition('.')[0]}.py"
-    if not file.is_file():
-        there = ", ".join(sorted(f.name for f in folder.glob("*.py"))) or "no files"
+    files = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if name.partition(".")[0] not in files:
+        there = ", ".join(file.name for file in files.values()) or "no files"
         raise ValueError(f"{name!r} is no experiment: {folder} has {there}")
-    return file
+    return files[name.partition(".")[0]]
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -119,7 +119,7 @@ def test_html_and_tables_are_pictures_too():
 @pytest.mark.parametrize("wrong", [None, 3, Frame(None)])
 def test_what_is_no_picture_is_refused(wrong):
     with pytest.raises(
-        RuntimeError, match=r"draw\(n=1\) must return a Frame, a matplotlib Figure or HTML, got (NoneType|int)"
+        RuntimeError, match=r"draw\(n=1\) failed .*: draw must return a Frame, a matplotlib Figure or HTML, got (NoneType|int)"
     ):
         explore(lambda n: wrong, n=[1])
 
