@@ -31,8 +31,7 @@ def claims(loaded: LoadedModel) -> Check:
         check(w8.value < 1.005 * fp32.value, "8 bits a row cost less than half a percent of perplexity")
     """
     if not hasattr(loaded, "is_lesson_model"):
-        got = type(loaded).__name__
-        raise TypeError(f"loaded must be what load_lesson_model() or load_model() returned, got {got}")
+        raise TypeError(f"loaded must be what load_lesson_model() or load_model() returned, got {loaded!r}")
     return partial(_check, loaded.is_lesson_model, "model")
 
 

@@ -157,8 +157,7 @@ class Stage:
                 comb(ax, points(bits), 0, 1)
                 return Frame(stage.picture(), "…")
 
-    What is added inside `with` is painted over the axes and removed at its end, whether or not it succeeded. Limits
-    stay as they are.
+    What is added inside `with` is painted over the axes and removed at its end. Limits stay as they are.
     """
 
     def __init__(self, figure: Figure):

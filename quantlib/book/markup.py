@@ -31,11 +31,11 @@ def figure(choices: Mapping[str, Choice], words: Mapping[str, str], first: Mappi
     """
     said = (("h3", words["title"]), ("p", words["question"]))
     head = "".join(f"<{tag}>{_inline(text)}</{tag}>" for tag, text in said if text)
-    offers = [
-        {"name": name, "kind": made.kind, "keys": made.keys, "said": [made.said(i) for i in range(len(made.values))]}
-        for name, made in choices.items()
-    ]
-    controls = "".join(control(made, name) for name, made in choices.items())
+    offers, controls = [], ""
+    for name, made in choices.items():
+        said = [made.said(stop) for stop in range(len(made.values))]
+        offers.append({"name": name, "kind": made.kind, "keys": made.keys, "said": said})
+        controls += control(made, name)
     return (
         f'<figure class="explore" id="@id@">{f"<header>{head}</header>" * bool(head)}'
         f'<div class="bench">{_bench(first)}'
@@ -62,8 +62,8 @@ def page(markup: str, name: str, script: bool) -> str:
 
 def _bench(first: Mapping) -> str:
     if "error" in first:
-        failed = f'<p class="failed" role="alert">{escape(first["error"])}</p>'
-        return f'<div><div class="stage">{failed}</div><dl class="readouts"></dl></div>'
+        stage = f'<div class="stage"><p class="failed" role="alert">{escape(first["error"])}</p></div>'
+        return f'<div>{stage}<dl class="readouts"></dl></div>'
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in first["readouts"])
     if first["meaning"]:  # of the first readout
         pairs = pairs.replace("<dd>", f'<dd class="{first["meaning"]}">', 1)
@@ -89,11 +89,9 @@ def _lean(name: str) -> str:
 
 
 def control(made: Choice, name: str) -> str:
-    """The control as HTML, where it starts. Ids start with @id@, which the page's own name replaces."""
-    about = help = ""
-    if made.help:
-        about = f' aria-describedby="@id@-{name}-help"'
-        help = f'<p class="try" id="@id@-{name}-help">{escape(made.help)}</p>'
+    """The control as HTML, where it starts."""
+    about = f' aria-describedby="@id@-{name}-help"' * bool(made.help)
+    help = f'<p class="try" id="@id@-{name}-help">{escape(made.help)}</p>' * bool(made.help)
     label = f'<label for="@id@-{name}">{escape(made.label)}</label>'
     stops = [(i, escape(made.said(i)), i == made.start) for i in range(len(made.values))]
     if made.kind == "segments":

@@ -33,18 +33,13 @@ _MOST_POINTS = 31  # a grid with more points is shown by its two ends
 def microscope(
     w: Tensor, q: QuantizedTensor, stages: Mapping[str, bytes | Sequence] | None = None, name: str = "weight"
 ) -> Figure:
-    """Draw weights from float to bytes.
+    """Draw weights from float to bytes: show(microscope(w, quantize(w[None], Grid(bits=4, group_size=32))), alt="…").
 
     w       float [n], n a multiple of 32: part of a row, as trained
-    q       the same weights on their grid: codes int8 [1, n], in the order of w
+    q       the same weights on their grid: codes int8 [1, n], in the order of w; ValueError if they do not fit
     stages  what comes after the packed bytes, name -> bytes (shown in hexadecimal), whole numbers (words of 32 bits, in
             hexadecimal), other numbers, or words; spread evenly under the weights
     name    what w holds
-
-    Raises ValueError if w and q do not belong together.
-
-    >>> q = quantize(w[None], Grid(bits=4, group_size=32))
-    >>> show(microscope(w, q), alt="…")
     """
     if w.ndim != 1 or tuple(q.shape) != (1, len(w)) or not len(w) or len(w) % _LINE:
         raise ValueError(
@@ -53,7 +48,7 @@ def microscope(
         )
     rows = {"bytes": bytes(pack(q.codes, q.grid.bits)[0].tolist())} | dict(stages or {})
     lines = len(w) // _LINE
-    code_height = _ROW if q.grid.bits <= 4 else 2 * _ROW
+    code_height, turned = (_ROW, 0) if q.grid.bits <= 4 else (2 * _ROW, 90)
     height = _BAND + code_height + _TEETH + _ROW * len(rows)  # of a line, in units
     figure, ax = new("text", height=(lines * height + (lines - 1) * _GAP + 4) / 72)
     figure.set_layout_engine("none")
@@ -69,7 +64,6 @@ def microscope(
         _grid(ax, top + _BAND / 2, rounded[part] * unit, _points(q)[:, part] * unit)
         _strokes(ax, top + _BAND / 2, name, values[part] * unit, EXACT, 1.8)
         top += _BAND
-        turned = 0 if code_height == _ROW else 90
         _text_row(ax, top + code_height / 2, "code", codes[part], GRID, color=GRID, size=9, rotation=turned)
         top += code_height
         _strokes(ax, top + _TEETH / 2, "error", errors[part] * (_TEETH - 4), ERROR, 3)
@@ -148,7 +142,5 @@ def _words(items: bytes | Sequence) -> list[str]:
 
 def _share(words: list[str], line: int, lines: int) -> list[str]:
     """The words that stand under one of the lines; all under the first, where they cannot be shared out evenly."""
-    if len(words) % lines:
-        return words if line == 0 else []
-    each = len(words) // lines
+    each = len(words) if len(words) % lines else len(words) // lines
     return words[line * each : (line + 1) * each]

@@ -33,7 +33,7 @@ from quantlib.book.choices import Choice, choice, steps
 from quantlib.book.frames import Frame
 
 __all__ = ["Frame", "choice", "explore", "steps"]
-_MOST_FRAMES, _MOST_BYTES = 120, 200_000
+_MOST_FRAMES, _MOST_KILOBYTES = 120, 200
 _PATIENCE = 2.0  # seconds
 
 
@@ -54,7 +54,7 @@ def explore(
     title     one question, the widget's heading; question says what to find; caption how to read the picture
     name      unique on its page: the address of a setting is #name:4,row. Without it, the arguments' names
 
-    Its `setting` is a dictionary that follows the reader and can be assigned: ``widget.setting = {"bits": 3}``.
+    Its `setting` follows the reader and can be assigned: ``widget.setting = {"bits": 3}``.
 
     Raises ValueError for choices that draw does not take, more than 120 settings, or a bad name; while a page is
     built also for more than 200 kB, and RuntimeError for a setting that draw cannot draw.
@@ -62,7 +62,18 @@ def explore(
     made = {key: value if isinstance(value, Choice) else choice(value) for key, value in choices.items()}
     made = {key: replace(value, label=value.label or key.replace("_", " ")) for key, value in made.items()}
     name = name or "-".join(made)
-    _check(draw, name, made)
+    if not made:
+        raise ValueError("explore needs at least one choice, such as explore(draw, bits=range(2, 9))")
+    try:
+        inspect.signature(draw).bind(**made)
+    except TypeError as error:
+        raise ValueError(f"draw and the choices do not fit: {error}; the choices are {', '.join(made)}") from None
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise ValueError(f"name must be letters, digits, - and _, a letter first, for the address, got {name!r}")
+    count = math.prod(len(one.values) for one in made.values())
+    if count > _MOST_FRAMES:
+        has = f"{count} settings ({' × '.join(f'{len(one.values)} {key}' for key, one in made.items())})"
+        raise ValueError(f"the widget {name} has {has}, the budget is {_MOST_FRAMES}: offer fewer stops")
     widget = Explorable(draw, name, made, {"title": title, "question": question, "caption": caption})
     if _building():
         widget.static()
@@ -115,12 +126,11 @@ class Explorable(anywidget.AnyWidget):
                 raise TimeoutError(f"{len(drawn)} frames were drawn in time")
         figure = markup.figure(self._choices, self._words, self._message(self._start), frames.pack(drawn))
         html = markup.page(figure, self._name, script=True)
-        size = len(html.encode())
-        if size > _MOST_BYTES:
+        if (size := len(html.encode()) / 1e3) > _MOST_KILOBYTES:
             stops = ", ".join(f"{key} has {len(made.values)}" for key, made in self._choices.items())
             raise ValueError(
-                f"the widget {self._name} takes {size / 1e3:.0f} kB with its {len(drawn)} frames, the budget is "
-                f"{_MOST_BYTES / 1e3:.0f} kB: offer fewer stops ({stops}) or draw less that differs between frames"
+                f"the widget {self._name} takes {size:.0f} kB with its {len(drawn)} frames, the budget is "
+                f"{_MOST_KILOBYTES} kB: offer fewer stops ({stops}) or draw less that differs between frames"
             )
         return html
 
@@ -151,21 +161,6 @@ class Explorable(anywidget.AnyWidget):
     def _move(self, change: dict) -> None:
         self.setting = frames.values(self._choices, change["new"])
         self.frame = self._message(change["new"])
-
-
-def _check(draw: Callable, name: str, choices: Mapping[str, Choice]) -> None:
-    if not choices:
-        raise ValueError("explore needs at least one choice, such as explore(draw, bits=range(2, 9))")
-    try:
-        inspect.signature(draw).bind(**choices)
-    except TypeError as error:
-        raise ValueError(f"draw and the choices do not fit: {error}; the choices are {', '.join(choices)}") from None
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-        raise ValueError(f"name must be letters, digits, - and _, a letter first, for the address, got {name!r}")
-    count = math.prod(len(made.values) for made in choices.values())
-    if count > _MOST_FRAMES:
-        has = f"{count} settings ({' × '.join(f'{len(made.values)} {key}' for key, made in choices.items())})"
-        raise ValueError(f"the widget {name} has {has}, the budget is {_MOST_FRAMES}: offer fewer stops")
 
 
 def _building() -> bool:

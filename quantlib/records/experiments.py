@@ -21,8 +21,6 @@ import torch
 
 from quantlib.records.lesson_files import lessons_folder
 
-NAME = re.compile(r"[A-Za-z]\w*\.[A-Za-z]\w*", re.ASCII)
-
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
@@ -152,7 +150,7 @@ def lesson_model_checksum(name: str) -> str | None:
 
 def experiment_file(name: str) -> Path:
     """lessons/experiments/part_NN.py of an experiment's name. ValueError for no such name and no such file."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*\.[A-Za-z]\w*", name, re.ASCII):
         raise ValueError(f"name must be a file and a function, as part_01.perplexity_of_grids, got {name!r}")
     folder = lessons_folder() / "experiments"
     files = {file.stem: file for file in sorted(folder.glob("*.py"))}

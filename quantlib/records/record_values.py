@@ -39,7 +39,12 @@ def to_json(value: object, where: str = "values") -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {_key(key, where): to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}: JSON knows only words as keys, use {str(key)!r}")
+            if key.startswith("$"):
+                raise ValueError(f"{where} has the key {key!r}: names with $ are the record's own, use another")
+        return {key: to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(
@@ -59,16 +64,8 @@ def from_json(value: object) -> object:
             return _array_from_json(value["$array"])
         return MappingProxyType({key: from_json(item) for key, item in value.items()})
     if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
+        return tuple(map(from_json, value))
     return value
-
-
-def _key(key: object, where: str) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"{where} has the key {key!r}: JSON knows only words as keys, use {str(key)!r}")
-    if key.startswith("$"):
-        raise ValueError(f"{where} has the key {key!r}: names with $ are the record's own, use another")
-    return key
 
 
 def _array_to_json(array: np.ndarray | Tensor, where: str) -> dict[str, object]:

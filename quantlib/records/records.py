@@ -38,7 +38,7 @@ class StaleRecord(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What an experiment gave, and what that depended on.
+    """What an experiment gave.
 
     values      {row: value}, frozen: read-only mappings, tuples, tensors on the CPU (record_values.py)
     parameters  of the function, as recorded
@@ -112,7 +112,7 @@ def in_words(stale: Mapping[str, str], most: int = 4) -> str:
     """Reasons by row in one sentence; one reason of all rows is said once."""
     if len(set(stale.values())) == 1:
         return f"{next(iter(stale.values()))} ({', '.join(stale)})"
-    more = [f"and {len(stale) - most} more rows"] if len(stale) > most else []
+    more = [f"and {len(stale) - most} more rows"] * (len(stale) > most)
     return "; ".join([f"{row}: {reason}" for row, reason in stale.items()][:most] + more)
 
 
