@@ -111,8 +111,6 @@ def pack(frames: Sequence[Frame]) -> dict:
 
 def _runs(places: list[int]) -> str:
     """[0, 1, 2, 7] -> "0-2 7"."""
-    runs = []
-    for _, pairs in itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
-        first, *_, last = [place for _, place in pairs] * 2
-        runs.append(f"{first}-{last}" if last > first else str(first))
-    return " ".join(runs)
+    runs = itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(pairs) for _, pairs in runs)]
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in ends)

@@ -25,7 +25,7 @@ _PLAY = (
 def figure(choices: Mapping[str, Choice], words: Mapping[str, str], first: Mapping, data: Mapping) -> str:
     """The widget at its first setting.
 
-    words  title, question and caption, with *emphasis*, `code` and [coloured words]{.exact}
+    words  title, question and caption
     first  the message of that setting, as `frames.message` gives it, or its error
     data   what the script needs besides: all frames for a page, nothing for a notebook
     """

@@ -63,16 +63,14 @@ class Picture:
 @mpl.rc_context(_SETTINGS)
 def picture(figure: Figure) -> Picture:
     """A figure as SVG in the house colours."""
-    raw = StringIO()
-    figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(raw := StringIO(), format="svg", metadata={"Date": None, "Creator": None})
     return _rewrite(raw.getvalue(), figure)
 
 
 @mpl.rc_context(_SETTINGS)
 def picture_of(artists: list[Artist], figure: Figure) -> Picture:
     """Draw only these artists of a figure of 72 dpi whose layout is settled: in milliseconds, not in tens of them."""
-    raw = StringIO()
-    renderer = RendererSVG(*figure.bbox.size, raw)
+    renderer = RendererSVG(*figure.bbox.size, raw := StringIO())
     for artist in sorted(artists, key=Artist.get_zorder):
         artist.draw(renderer)
     renderer.finalize()

@@ -56,6 +56,6 @@ def _cell(value: object) -> str:
 def _plain(lines: Sequence[Sequence[object]]) -> str:
     columns = []
     for column in zip(*lines, strict=True):
-        taken = [sum(not unicodedata.combining(c) for c in str(cell)) for cell in column]  # columns of a terminal
+        taken = [sum(not unicodedata.combining(c) for c in str(cell)) for cell in column]  # of a terminal
         columns.append([" " * (max(taken) - t) + str(cell) for t, cell in zip(taken, column, strict=True)])
     return "\n".join(map("  ".join, zip(*columns, strict=True)))

@@ -7,9 +7,9 @@
     explore(draw, bits=range(2, 9), per={"row": "row", 64: "64 weights"}, title="How many bits?")
 
 Two views share markup, style and script. Live, in any front end of ipywidgets, the kernel draws a frame when its
-setting is first chosen, and an error is shown in its place. On a page without a kernel, such as the book's, the output's
-text/html holds all frames: they are drawn where a page is built (QUANTLIB_STATIC=1, or no notebook at all), and in a
-notebook as far as two seconds reach, since no reader waits long for what only a saved notebook needs.
+setting is first chosen, and an error is shown in its place. On a page without a kernel, such as the book's, the
+output's text/html holds all frames: they are drawn where a page is built (QUANTLIB_STATIC=1, or no notebook at all),
+and in a notebook as far as two seconds reach, since no reader waits long for what only a saved notebook needs.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def experiment(
         made = Experiment(function, name, rows, model, **options)
         for parameter in list(inspect.signature(function).parameters)[(model is not None) + bool(rows) :]:
             if parameter not in made.parameters:
-                raise TypeError(f"parameter {parameter!r} of experiment {name} has no default: give it the recorded value")
+                raise TypeError(f"parameter {parameter!r} of experiment {name} has no default: give the recorded value")
         return made
 
     return mark

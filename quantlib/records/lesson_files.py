@@ -1,8 +1,4 @@
-"""Where the lessons lie, and how a file beside them is written. Start from :func:`lessons_folder`.
-
-A page runs from lessons/, from a folder of the reader's after `jupytext --to ipynb`, from a server's start folder:
-it must find its records in each.
-"""
+"""Where the lessons lie, wherever a page runs, and how a file beside them is written. See :func:`lessons_folder`."""
 
 from __future__ import annotations
 

@@ -57,15 +57,14 @@ def from_json(value: object) -> object:
 
     Raises ValueError if an array's bytes do not fit its dtype and shape.
     """
-    if isinstance(value, dict):
-        if value.keys() == {"$float"}:
-            return float(value["$float"])
-        if value.keys() == {"$array"}:
-            return _array_from_json(value["$array"])
-        return MappingProxyType({key: from_json(item) for key, item in value.items()})
-    if isinstance(value, list):
-        return tuple(map(from_json, value))
-    return value
+    match value:
+        case {"$float": number}:
+            return float(number)
+        case {"$array": array}:
+            return _array_from_json(array)
+        case dict():
+            return MappingProxyType({key: from_json(item) for key, item in value.items()})
+    return tuple(map(from_json, value)) if isinstance(value, list) else value
 
 
 def _array_to_json(array: np.ndarray | Tensor, where: str) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """What the experiments gave, and what that depended on. Start from :func:`load_record`.
 
-lessons/recorded/part_NN.<function>.json is written by `make record` and read by the page. A record is stale when the experiment says something else or its model is another: then load_record raises StaleRecord.
-Of what the experiment calls, not the text counts but what it does: the record keeps what every row gave on a model so
-small that the tests run all of it again (:func:`stale_rows`).
+lessons/recorded/part_NN.<function>.json is written by `make record` and read by the page. A record is stale when the
+experiment says something else or its model is another: then load_record raises StaleRecord. Of what the experiment
+calls, not the text counts but what it does: the record keeps what every row gave on a model so small that the tests run
+all of it again (:func:`stale_rows`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from quantlib.records.experiments import (
     lesson_model_checksum,
     load_experiment,
     meaning,
-    show_experiment,
 )
 from quantlib.records.lesson_files import read_json, remedy, write_json
 from quantlib.records.record_values import from_json, to_json
 
-__all__ = ["Experiment", "Record", "StaleRecord", "experiment", "load_experiment", "load_record", "show_experiment"]
+__all__ = ["Experiment", "Record", "StaleRecord", "experiment", "load_experiment", "load_record"]
 
 
 class StaleRecord(ValueError):
