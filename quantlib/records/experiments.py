@@ -53,12 +53,13 @@ class Experiment:
     def run(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
         """The same, row by row. ValueError for a row that is none."""
         if not self.rows:
-            return iter(self.function(*loaded, **parameters).items())
+            yield from self.function(*loaded, **parameters).items()
+            return
         rows = tuple(rows) or self.rows
         for row in rows:
             if row not in self.rows:
                 raise ValueError(f"{row!r} is no row of {self.name}: there are {', '.join(self.rows)}")
-        return self.function(*loaded, rows, **parameters)
+        yield from self.function(*loaded, rows, **parameters)
 
     def seeded(self, *loaded: object, rows: Iterable[str] = (), **parameters: object) -> Iterator[tuple[str, object]]:
         """The same, each row from the seed, so that it does not matter which rows went before."""
