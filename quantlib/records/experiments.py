@@ -7,11 +7,12 @@ reads what it gave (records.py), and runs the same function on a small piece (:f
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import itertools
 import random
 import re
-import runpy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,11 @@ def load_experiment(name: str) -> Experiment:
 
 def load_experiments(file: Path) -> list[Experiment]:
     """All experiments of a file, in their order."""
-    return [value for value in runpy.run_path(str(file)).values() if isinstance(value, Experiment)]
+    module_name = f"lesson_experiments_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)  # where classes look themselves up
+    spec.loader.exec_module(module)
+    return [value for value in vars(module).values() if isinstance(value, Experiment)]
 
 
 def show_experiment(name: str) -> None:
