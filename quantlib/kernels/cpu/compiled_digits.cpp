@@ -10,7 +10,8 @@
 //     Σ x·ŵ = scale · step · (65536 Σ d₁(q − z) + 256 Σ d₂(q − z) + Σ d₃(q − z)),    x = step · (65536 d₁ + 256 d₂ + d₃)
 //
 // The instruction wants one side unsigned, and that is the codes: code + 8, or code + 128. What this adds is a multiple
-// of Σ d and known beforehand, so the sums begin at its negative. A zero point rides along.
+// of Σ d and known beforehand: sums over four bits begin at its negative, where a zero point rides along; from those over
+// eight bits, whose lanes are parts of one sum, it is taken off in the end, in doubles.
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && !defined(QUANTLIB_PORTABLE)
 
@@ -28,7 +29,7 @@ constexpr int DIGITS = 3, BITS = 22;     // of the integers that x becomes; the 
 constexpr int TILE_ROWS = 32;            // rows of x at a time: their digits stay in the second-level cache
 constexpr int B = 64, V = B / 16;        // rows of the matrix in a block of 4-bit codes; vectors of sums for them
 constexpr int MOST_GROUP = 256;          // columns of a group of 4-bit codes: PyTorch's order has no more
-constexpr int COLUMNS_OF_STEP = 1024;    // of x that share a step beside 8-bit codes: few enough for exact sums in a float
+constexpr int COLUMNS_OF_STEP = 1024;    // of x that share a step beside 8-bit codes: few enough for two digits in an int32
 constexpr int ROWS_OF_W = 4;             // of 8-bit codes at once, each a stream from memory of its own
 constexpr int AHEAD = 8192;              // bytes from which codes begin their way into the second-level cache
 
@@ -89,17 +90,17 @@ __m512 together(Ints high, Ints middle, Ints low) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(bits(high)), _mm512_set1_ps(0x1p16f), sum);
 }
 
-// the same where lanes are parts of one sum and cancel each other, the first being −128 Σ d: exact, in double
+// the same where lanes are parts of one sum: exact, in doubles. The lower two digits fit together into an integer
 __m512d lanes_together(const Ints (&digit)[DIGITS]) {
-    __m512d sum = {};
-    for (int half = 0; half < 2; half++)
-        for (int d = 0; d < DIGITS; d++) {
-            const __m512i all = bits(digit[d]);
-            const __m256i eight = half ? _mm512_extracti64x4_epi64(all, 1) : _mm512_castsi512_si256(all);
-            sum = _mm512_fmadd_pd(_mm512_cvtepi32_pd(eight), _mm512_set1_pd(d == 0 ? 0x1p16 : d == 1 ? 0x1p8 : 1), sum);
-        }
-    return sum;
+    const __m512i high = bits(digit[0]), low = bits(digit[1] * 256 + digit[2]);
+    const __m512d to_high = _mm512_set1_pd(0x1p16);
+    auto first = [](__m512i all) { return _mm512_cvtepi32_pd(_mm512_castsi512_si256(all)); };
+    auto second = [](__m512i all) { return _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(all, 1)); };
+    return _mm512_add_pd(_mm512_fmadd_pd(first(high), to_high, first(low)),
+                         _mm512_fmadd_pd(second(high), to_high, second(low)));
 }
+
+double all_digits(const int32_t* sums) { return 0x1p16 * sums[0] + 0x1p8 * sums[1] + sums[2]; }
 
 float scale_at(const void* scale, bool half, int64_t i) {
     return half ? _cvtsh_ss(static_cast<const uint16_t*>(scale)[i]) : static_cast<const float*>(scale)[i];
@@ -247,15 +248,9 @@ struct Product8 {  // 10 fields of 8 bytes, which compiled_digits.py writes one 
 template <int W, int R>
 void multiply_rows(const Product8& p, const Integers& x, int64_t first, int64_t row) {
     __m512d y[W][R] = {};
+    double shift[R] = {};  // what the 128 added to each code adds to the sum: taken off in doubles, it leaves no trace
     for (int64_t b = 0; b < x.blocks; b++) {
-        Ints total[W][R][DIGITS];
-#pragma GCC unroll 8
-        for (int i = 0; i < W; i++)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int d = 0; d < DIGITS; d++)  // in one lane: the lanes are summed in the end
-                    total[i][r][d] = (Ints)_mm512_maskz_set1_epi32(1, -128 * x.sums(row + r, b)[d]);
+        Ints total[W][R][DIGITS] = {};
         const int64_t last = std::min(x.in, (b + 1) * x.width);
         for (int64_t k = b * x.width; k < last; k += 64) {
             const __mmask64 inside = last - k >= 64 ? ~0ull : (1ull << (last - k)) - 1;
@@ -281,13 +276,14 @@ void multiply_rows(const Product8& p, const Integers& x, int64_t first, int64_t 
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 y[i][r] += lanes_together(total[i][r]) * double(x.step[(row + r) * x.blocks + b]);
+        for (int r = 0; r < R; r++) shift[r] += 128 * all_digits(x.sums(row + r, b)) * x.step[(row + r) * x.blocks + b];
     }
 #pragma GCC unroll 8
     for (int i = 0; i < W; i++)
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             float scale = scale_at(p.scale, p.half_scale, p.one_scale ? 0 : first + i);
-            p.y[(row + r) * p.out + first + i] = to_bfloat16(float(_mm512_reduce_add_pd(y[i][r])) * scale);
+            p.y[(row + r) * p.out + first + i] = to_bfloat16(float(_mm512_reduce_add_pd(y[i][r]) - shift[r]) * scale);
         }
 }
 
