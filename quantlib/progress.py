@@ -1,4 +1,4 @@
-"""Progress of a download, shown where a person looks and nowhere else. Start from :func:`show_progress`.
+"""Progress, shown where a person looks and nowhere else. Start from :func:`progress`; of downloads, :func:`show_progress`.
 
 The bars are tqdm's. Ours is the question whether somebody looks: in a notebook that is run by a program (nbval,
 nbclient, the book's build) nothing is shown, so that a page's outputs are the same whether or not it had to download; a
@@ -8,7 +8,7 @@ log file or a pipe gets a line at the start and one at the end.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -42,6 +42,13 @@ def show_message(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def progress(over: Sequence, what: str, unit: str) -> Iterable:
+    """The same things one after the other, under a bar with the time left."""
+    from tqdm.auto import tqdm  # a notebook's or a terminal's
+
+    return tqdm(over, desc=what, unit=unit, leave=False, disable=not can_redraw())
+
+
 @contextmanager
 def show_progress(title: str, total: int, outcome: str) -> Iterator[Callable[[int], None]]:
     """Show the progress of a job of `total` bytes while the block runs, which gets report(bytes done so far).
@@ -51,7 +58,7 @@ def show_progress(title: str, total: int, outcome: str) -> Iterator[Callable[[in
     >>> with show_progress("stories15M", 56_000_000, "kept in /tmp") as report:
     ...     report(28_000_000)
     """
-    from tqdm.auto import tqdm  # a notebook's or a terminal's
+    from tqdm.auto import tqdm
 
     show_message(f"{title}: {megabytes(total)} to download")
     ended = "stopped"

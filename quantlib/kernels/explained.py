@@ -19,8 +19,8 @@ def describe(p: PackedWeight, rows: int, dtype: torch.dtype, kernels: Callable) 
     x = torch.randn((rows, p.in_features), generator=generator)
     x = x.mul_(32).clamp_(-127, 127).to(torch.int8) if integer else x.to(dtype)
     x = x.to(p.scale.device)
-    choice = choice_for(kernels(x.device, integer), x, p)
-    return "\n".join([_product(p, rows, x), *_candidates(choice, kernels(x.device, integer), place_of(x.device))])
+    able = kernels(x.device, integer)
+    return "\n".join([_product(p, rows, x), *_candidates(choice_for(able, x, p), able, place_of(x.device))])
 
 
 def _product(p: PackedWeight, rows: int, x: torch.Tensor) -> str:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from quantlib.methods.statistics import InputStats
 from quantlib.models.attention import ValueLayer, eager, value_layers
@@ -23,7 +22,7 @@ from quantlib.models.linears import HEAD, linear_layers, twin_of
 from quantlib.models.sums import SharedSums
 from quantlib.models.windows import checked_windows, not_padding
 from quantlib.models.windows import token_windows as token_windows
-from quantlib.progress import can_redraw
+from quantlib.progress import progress
 
 Hear = Callable[[str, Tensor, "Tensor | None"], None]  # a layer's name, its input [tokens, in], attention [heads, …]
 
@@ -134,8 +133,3 @@ def quiet_twin(model: nn.Module) -> nn.Module:
 
 def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def progress(over: Sequence, what: str, unit: str):
-    """A bar with the time left, where somebody looks."""
-    return tqdm(over, desc=what, unit=unit, leave=False, disable=not can_redraw())

@@ -24,12 +24,13 @@ from quantlib.methods.gptq import gptq_with_damping, squared_output
 from quantlib.methods.llm_int8 import ROW_INT8
 from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
-from quantlib.models.calibration import collect_stats, progress
+from quantlib.models.calibration import collect_stats
 from quantlib.models.linears import HEAD, LinearLayer, check_weights, linear_layers, twin_of
 from quantlib.models.report import LayerReport, Report
 from quantlib.models.sequence import Calibrated, in_sequence
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import QuantizedTensor, quantize
+from quantlib.progress import progress
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def test_int_mm_and_naive_products_are_exact():
     p = pack_weight(q, layout="rows")
     x = torch.randint(-128, 128, (17, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
     exact = int8_matmul_reference(x, q).float()
-    assert torch.equal(gpu.run_naive_int8(x, p), exact)
+    assert torch.equal(gpu.INT8_KERNELS[-1].run(x, p), exact)
     assert torch.equal(gpu.run_int_mm(x, p), exact)
 
 

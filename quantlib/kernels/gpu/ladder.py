@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
+from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales, run_reference
 from quantlib.kernels.packed import PackedWeight
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -198,13 +198,8 @@ def run_int_mm(codes: Tensor, p: PackedWeight) -> Tensor:
     return torch._int_mm(codes, p.data.t()).float()  # [rows, out]
 
 
-def run_naive_int8(codes: Tensor, p: PackedWeight) -> Tensor:
-    """In float64, where every sum of products of codes is exact; CUDA has no integer matrix product of its own."""
-    return F.linear(codes.double(), p.data.double()).float()
-
-
 INT8_KERNELS = (
     Kernel("triton w8a8", on_this_gpu(triton_w8a8_refuses), run_triton_w8a8),
     Kernel("int_mm", on_this_gpu(int_mm_refuses), run_int_mm),
-    Kernel("naive int8", on_this_gpu(lambda p, dtype, rows, gpu: _not_rows(p, nibbles=False)), run_naive_int8),
+    Kernel("naive int8", on_this_gpu(lambda p, dtype, rows, gpu: _not_rows(p, nibbles=False)), run_reference),  # CUDA sums no integers itself
 )
