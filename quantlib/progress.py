@@ -1,4 +1,4 @@
-"""Progress, shown where a person looks and nowhere else. Start from :func:`progress`; of downloads, :func:`show_progress`.
+"""Progress, shown where a person looks and nowhere else. Start from :func:`progress` and :func:`show_progress`.
 
 The bars are tqdm's. Ours is the question whether somebody looks: in a notebook that is run by a program (nbval,
 nbclient, the book's build) nothing is shown, so that a page's outputs are the same whether or not it had to download; a
