@@ -52,7 +52,7 @@ def miniature() -> LoadedModel:
     embedding[SINK, :2] = torch.tensor([64.0, 48.0])  # one massive activation, and one that almost is
     model.model.embed_tokens.weight.copy_(embedding)
     model.lm_head.weight.copy_(torch.randint(-64, 65, (VOCABULARY, HIDDEN), generator=generator) / 128)
-    return LoadedModel(model, _bytes, "miniature", "0" * 64)
+    return LoadedModel(model, Bytes(), "miniature", "0" * 64)
 
 
 class Rotation(nn.Module):
@@ -67,8 +67,16 @@ class Rotation(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def _bytes(text: str) -> SimpleNamespace:
-    return SimpleNamespace(input_ids=list(text.encode()))
+class Bytes:
+    """A tokenizer whose words are bytes."""
+
+    all_special_ids = ()
+
+    def encode(self, text: str, **options: object) -> list[int]:
+        return list(text.encode())
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=self.encode(text))
 
 
 def _norm(generator: torch.Generator, outlier: float) -> nn.RMSNorm:
