@@ -17,7 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+QUERIES = 128  # at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,14 @@ def read_by_rows(
     if value is not None:
         queries = attention if text is None else attention[:, text.to(attention.device)]
         for weights in queries.unflatten(0, (value.heads, -1)):  # [query heads of one kv head, queries, tokens]
-            yield weights.flatten(0, 1).to(x.dtype) @ x  # [query heads · queries, in]
+            yield torch.cat([_made(some, x) for some in weights.to(x.dtype).split(QUERIES, 1)])
+
+
+def _made(weights: Tensor, x: Tensor) -> Tensor:
+    """A x for some queries [heads, queries, tokens], without the tokens that none of them reads: [heads · queries, in]."""
+    read = weights.flatten(0, 1).any(0).nonzero()  # causal: half of all products are with 0
+    end = int(read[-1]) + 1 if len(read) else 0
+    return weights[..., :end].flatten(0, 1) @ x[:end]
 
 
 @contextmanager

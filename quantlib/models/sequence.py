@@ -63,9 +63,10 @@ def in_sequence(
     through_attention  as in collect_stats
     cross              collect Calibrated.cross as well: the text also passes the model as it was
 
-    Works on twins; the caller's model is never changed. Memory: the windows' hidden states (twice with cross), one
-    block's matrices and weights, one window's activations. A model whose blocks do not follow each other on nothing but
-    hidden states is run as a whole for each stage: slower, and the same result.
+    Works on twins; the caller's model is never changed. Memory: the windows' hidden states, as they enter a block and
+    as they leave its finished parts (all twice with cross); one block's matrices and weights; one window's activations.
+    A model whose blocks do not follow each other on nothing but hidden states is run as a whole for each stage: slower,
+    and the same result.
 
     Raises what collect_stats raises, and ValueError for windows of different lengths.
     """
@@ -75,16 +76,21 @@ def in_sequence(
     with torch.no_grad():
         walks = [_Walk(model, rows, names, through_attention) for _ in range(2 if cross else 1)]
         for (scope, layers), *_ in zip(*(walk.scopes() for walk in walks), strict=True):
-            for stage in walks[0].stages(scope, layers):
-                for known in _read(walks, scope, stage):
+            open_layers = list(layers)  # may change yet
+            stages = walks[0].stages(scope, layers)
+            for walk in walks:
+                walk.enter(scope, layers)
+            for stage in stages:
+                for known in _read(walks, scope, stage, open_layers):
                     new = replace(known)
                     if new is not None:
                         set_weight(walks[0].layers[known.name], new)
+                open_layers = [name for name in open_layers if name not in stage]
             for walk in walks:
                 walk.pass_on(scope)
 
 
-def _read(walks: list[_Walk], scope: str | None, stage: list[str]) -> list[Calibrated]:
+def _read(walks: list[_Walk], scope: str | None, stage: list[str], open_layers: list[str]) -> list[Calibrated]:
     """What is known of the layers of a stage, after all windows; walks[1], if there, is the model as it was."""
     walk, original = walks[0], walks[1] if len(walks) > 1 else None
     values = {name: walk.values[name] for name in stage if name in walk.values}
@@ -92,6 +98,9 @@ def _read(walks: list[_Walk], scope: str | None, stage: list[str]) -> list[Calib
     heads = [*plain[:1], *values]  # the plain layers of a stage read the same tensor: one sum serves them all
     sums = {name: Sums(values.get(name)) for name in heads}
     calls = sum(walk.times[name] for name in heads)
+    walk.keep_but(open_layers)
+    if original:
+        original.keep_but(heads)
     for window, text in enumerate(walk.text):
         heard = walk.hear(scope, heads, window, calls)
         pairs = zip(heard, original.hear(scope, heads, window, calls) if original else [None] * len(heard), strict=True)
@@ -102,6 +111,26 @@ def _read(walks: list[_Walk], scope: str | None, stage: list[str]) -> list[Calib
         of = sums[name if name in values else plain[0]]
         known.append(Calibrated(name, of.stats(name), of.cross.matrix() if original else None))
     return known
+
+
+class _Part:
+    """A part of a block that answers a window it has seen from memory, while nothing in it changes or is listened to."""
+
+    def __init__(self, module: nn.Module, layers: list[str]):
+        self.module, self.layers, self.forward = module, layers, module.forward
+        self.kept: dict[int, object] = {}
+        self.window, self.keeps = 0, False
+        module.forward = self
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if not self.keeps:
+            return self.forward(*args, **kwargs)
+        if self.window not in self.kept:
+            self.kept[self.window] = self.forward(*args, **kwargs)
+        return _copied(self.kept[self.window])  # a block may add to it in place
+
+    def close(self) -> None:
+        del self.module.forward
 
 
 class _Walk:
@@ -121,6 +150,7 @@ class _Walk:
         self.hidden: list[Tensor] = []  # [1, tokens, hidden] of each window, in front of the next block
         self.times: dict[str, int] = {}  # how often each layer of the scope is called
         self.behind: list[str] = []  # layers behind the blocks
+        self.parts: list[_Part] = []  # of the block that is being calibrated
 
     def scopes(self) -> Iterator[tuple[str | None, list[str]]]:
         """What is run for which layers: a block, or None, the whole model, for layers that are in no block."""
@@ -142,9 +172,25 @@ class _Walk:
             if scope is None:
                 self.twin(self.rows[window].unsqueeze(0).to(self.device))
                 return None
+            for part in self.parts:
+                part.window = window
             args, kwargs = self.calls[how][scope]
             out = self.twin.get_submodule(scope)(self.hidden[window], *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def enter(self, scope: str | None, layers: list[str]) -> None:
+        """A block is to be calibrated: its parts are the modules in it that hold layers."""
+        if scope is None:
+            return
+        for name, module in self.twin.get_submodule(scope).named_children():
+            inside = [layer for layer in layers if layer.startswith(f"{scope}.{name}.")]
+            if inside:
+                self.parts.append(_Part(module, inside))
+
+    def keep_but(self, names: list[str]) -> None:
+        """From here on, parts without these layers are run once a window."""
+        for part in self.parts:
+            part.keeps = not set(part.layers) & set(names)
 
     def stages(self, scope: str | None, layers: list[str]) -> list[list[str]]:
         """The layers in the order of their calls, those that read the same tensor together; never called ones last."""
@@ -183,8 +229,14 @@ class _Walk:
         """The windows pass a block. Its new weights go then, unless layers behind the blocks need them."""
         if scope is None:
             return
+        self.keep_but([])
         for window in range(len(self.rows)):
             self.hidden[window] = self.run(scope, window)
+            for part in self.parts:
+                part.kept.pop(window, None)
+        for part in self.parts:
+            part.close()
+        self.parts = []
         if not self.behind:
             for name, weight in self.weights.items():
                 if name.startswith(f"{scope}."):
@@ -275,6 +327,12 @@ def _split(args: tuple, kwargs: dict) -> tuple[Tensor, tuple, dict]:
     if args:
         return args[0], args[1:], kwargs
     return kwargs.get("hidden_states"), (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+def _copied(out: object) -> object:
+    if isinstance(out, tuple):
+        return tuple(_copied(each) for each in out)
+    return out.clone() if isinstance(out, Tensor) else out
 
 
 def _same(a: object, b: object) -> bool:
