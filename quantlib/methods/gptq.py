@@ -44,7 +44,8 @@ def gptq_quantize(
                 tenfold until it is, with a warning that says how far
     block_size  B: so many columns are finished before the rest of the matrix is updated. Changes the speed only
     clip        as in quantize: a number in (0, 1], or a tensor that broadcasts to the scales
-    scale_dtype as in quantize: scales are rounded to it before the first code is computed
+    scale_dtype as in quantize: scales are rounded to it before the first code is computed. What a column passes on is
+                its error on the unrounded scales, as in the field's implementations, whose codes these are
 
     Computed in float32 (float64 for float64 w). An input that was never seen has a 0 on H's diagonal: its column is
     rounded to nearest. With H = I every column is.
@@ -76,6 +77,7 @@ def gptq_with_damping(
 ) -> tuple[QuantizedTensor, float]:
     """What gptq_quantize returns, and the damping that was needed, the largest of all blocks of rows."""
     nearest = quantize(w, grid, clip=clip, scale_dtype=scale_dtype)
+    steps = quantize(w, grid, clip=clip, scale_dtype=working_dtype(w.dtype)).scale
     blocks = row_blocks(w, gram)
     if not damp >= 0:
         raise ValueError(f"damp must be at least 0, a share of the mean of H's diagonal, got {damp!r}")
@@ -85,13 +87,8 @@ def gptq_with_damping(
         return nearest, damp
     codes, used = torch.empty_like(nearest.codes), []
     for rows, H in blocks:
-        part = QuantizedTensor(
-            nearest.codes[rows],
-            *(None if t is None else t if t.shape[0] == 1 else t[rows] for t in (nearest.scale, nearest.zero_point)),
-            None,
-            grid,
-        )
-        codes[rows], needed = _columns(w.detach()[rows], H, part, act_order, damp, block_size)
+        marks = (t if t is None or len(t) == 1 else t[rows] for t in (nearest.scale, steps, nearest.zero_point))
+        codes[rows], needed = _columns(w.detach()[rows], H, grid, *marks, act_order, damp, block_size)
         used.append(needed)
     if max(used) > damp:
         warnings.warn(
@@ -103,17 +100,28 @@ def gptq_with_damping(
 
 
 def _columns(
-    w: Tensor, H: Tensor, nearest: QuantizedTensor, act_order: bool, damp: float, block_size: int
+    w: Tensor,
+    H: Tensor,
+    grid: Grid,
+    scale: Tensor,
+    step: Tensor,
+    zero: Tensor | None,
+    act_order: bool,
+    damp: float,
+    block_size: int,
 ) -> tuple[Tensor, float]:
-    """Algorithm 1 for rows that share H: codes int8 [out, in], and the damping used."""
-    work, grid, columns = working_dtype(w.dtype), nearest.grid, w.shape[1]
+    """Algorithm 1 for rows that share H: codes int8 [out, in], and the damping used.
+
+    scale, step, zero  [out|1, groups]: a code is the nearest mark of scale, its error is measured on step
+    """
+    work, columns = working_dtype(w.dtype), w.shape[1]
     order = H.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=w.device)
     U, used = inverse_factor(H[order][:, order].to(work), damp)
     pivots = U.diagonal().tolist()
-    group = order // (columns // nearest.scale.shape[1])  # [in]
-    scale, zero = (
+    group = order // (columns // scale.shape[1])  # [in]
+    scale, step, zero = (
         [None] * columns if t is None else t.to(work).t().contiguous()[group].unbind()  # [out|1] each
-        for t in (nearest.scale, nearest.zero_point)
+        for t in (scale, step, zero)
     )
     W = w.to(work).t()[order]  # [in, out]: the paper's W transposed, so that a column lies in one piece
     column = W.unbind()  # views, each [out]
@@ -130,11 +138,11 @@ def _columns(
                 Q[j] = q.clamp_(grid.qmin, grid.qmax)
                 if zero[j] is not None:
                     q.sub_(zero[j])
-                torch.sub(column[j], q.mul_(scale[j]), out=E[j - i]).div_(pivots[j])
+                torch.sub(column[j], q.mul_(step[j]), out=E[j - i]).div_(pivots[j])
                 W[j + 1 : stop].addr_(U[j, j + 1 : stop], E[j - i], alpha=-1)
             W[stop:end].addmm_(U[start:stop, stop:end].t(), E[start - i : stop - i], alpha=-1)
         W[end:].addmm_(U[i:end, end:].t(), E[: end - i], alpha=-1)
-    codes = torch.empty_like(nearest.codes)
+    codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     codes[:, order] = Q.t()  # [out, in], columns where they were
     return codes, used
 
