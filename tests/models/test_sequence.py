@@ -165,6 +165,60 @@ def test_a_model_whose_blocks_cannot_be_run_alone_is_run_as_a_whole():
     assert report.left == (("head", "skip names it (head)"),)
 
 
+class Part(nn.Module):
+    runs = 0
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        Part.runs += 1
+        return self.two(torch.tanh(self.one(x)))
+
+
+class Adding(nn.Module):
+    """A block that adds in place to what its parts answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Part(), Part()
+
+    def forward(self, x):
+        y = self.first(x)
+        y += x
+        z = self.second(y)
+        z += y
+        return z
+
+
+class OfBlocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(96, 32), nn.ModuleList([Adding(), Adding()])
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.5])
+def test_a_part_whose_layers_are_done_is_run_once_a_window(residual, monkeypatch):
+    torch.manual_seed(0)
+    model, method, rows = OfBlocks(), GPTQ(Grid(3, 32), residual=residual), windows()
+    runs, codes = [], []
+    for _ in range(2):
+        Part.runs = 0
+        new, _ = quantize_model(model, method, rows)
+        runs.append(Part.runs)
+        codes.append(quantized(new))
+        monkeypatch.setattr(sequence._Walk, "keep_but", lambda self, names: None)  # the second time all is run again
+    assert runs[0] < 0.8 * runs[1]
+    assert len(codes[0]) == 8 and all(codes[0][name].codes.equal(q.codes) for name, q in codes[1].items())
+
+
 def test_the_head_is_calibrated_behind_everything():
     model, rows = make("llama"), windows()
     new, report = quantize_model(model, GPTQ(G), rows, skip=())
