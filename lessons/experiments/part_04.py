@@ -190,7 +190,8 @@ class OneShot:
             "plain": collect_stats(model, read),
             "attention": collect_stats(model, read, through_attention=True),
         }  # fmt: skip
-        self.weights, self.errors, self.read = ({how: {} for how in ("rounded", "plain", "attention")} for _ in range(3))
+        ways = "rounded", "plain", "attention"
+        self.weights, self.errors, self.read = ({how: {} for how in ways} for _ in range(3))
         for how in self.weights:
             for name, stats in statistics["attention" if how == "attention" else "plain"].items():
                 if how == "attention" and stats.gram.ndim == 2:
@@ -285,3 +286,80 @@ def cost(*, counts=(8,), blocks=6):
             found[f"{count} {how}"] = time.perf_counter() - start
     torch.set_num_threads(threads)
     return found
+
+
+def heads_read(model, read):
+    """What the rows of queries and keys are multiplied by: layer name -> [heads, head_dim, head_dim].
+
+    Of a query head Σ kᵀk over the keys that it meets, of a key head Σ qᵀq over the queries of all heads that read it,
+    both rotated to their positions (BoA, arXiv:2406.13474).
+    """
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    sums, said = {}, {}
+
+    def keep(name):
+        return lambda layer, args, out: said.__setitem__(name, out)
+
+    def add(name, attention):
+        def hook(module, args, out):
+            q, k = (said[f"{name}.{each}_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in "qk")
+            q, k = (each[0] for each in apply_rotary_pos_emb(q, k, *said["rotation"]))
+            shared = len(q) // len(k)  # both [heads, tokens, head_dim]
+            for_keys = (q.mT @ q).unflatten(0, (-1, shared)).sum(1)
+            for each, found in ("q", (k.mT @ k).repeat_interleave(shared, 0)), ("k", for_keys):
+                sums[f"{name}.{each}_proj"] = sums.get(f"{name}.{each}_proj", 0) + found
+
+        return hook
+
+    handles = [model.model.rotary_emb.register_forward_hook(keep("rotation"))]
+    for name, module in model.named_modules():
+        if name.endswith(("q_proj", "k_proj")):
+            handles.append(module.register_forward_hook(keep(name)))
+        elif name.endswith("self_attn"):
+            handles.append(module.register_forward_hook(add(name, module)))
+    with torch.inference_mode():
+        for window in read:
+            model(window[None])
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+def rows_too(w, gram, rows, on):
+    """GPTQ row by row: what a row loses, the later rows of its head make up for, weighted by rows [heads, d, d].
+
+    The error of a head is tr(M (W - Q) H (W - Q)ᵀ): the factor of M's inverse does for rows what H's does for columns.
+    """
+    heads, size, _ = rows.shape
+    M = rows.double() / rows.diagonal(dim1=1, dim2=2).double().mean(1)[:, None, None]
+    M += 0.01 * torch.eye(size, dtype=torch.float64)
+    U = torch.linalg.cholesky(torch.linalg.inv(M)).mT.to(w.dtype)  # [heads, d, d], U'U = M^-1
+    left, out = w.detach().unflatten(0, (heads, size)).clone(), []  # [heads, d, in]
+    for i in range(size):
+        out.append(gptq_quantize(left[:, i], gram, on, act_order=True).dequantize(w.dtype))  # [heads, in]
+        error = (left[:, i] - out[-1]) / U[:, i, i, None]
+        left[:, i + 1 :] -= U[:, i, i + 1 :, None] * error[:, None]
+    return torch.stack(out, 1).flatten(0, 1)
+
+
+@experiment(
+    rows=[f"{kind}, {how}" for kind in ("query", "key") for how in ("plain", "rows too")],
+    model=MODEL, miniature={"count": 2, "windows": 2, "window": 64})
+def row_hessians(loaded, rows, *, count=8, seed=0, windows=8, window=1024):
+    """Only queries or keys by GPTQ, everything else float: row by row alone, or with what the rows are read by."""
+    ours, _, test = texts()
+    model, on = loaded.model, Grid(4, 64)
+    read = token_windows(ours, loaded.tokenizer, window, count, seed, evaluation=test)
+    statistics, read_by = collect_stats(model, read), heads_read(model, read)
+    for row in rows:
+        kind, _, how = row.partition(", ")
+        weights = {}
+        for name in read_by:
+            if name.endswith(KINDS[kind]):
+                w, gram = model.get_submodule(name).weight.detach(), statistics[name].gram
+                if how == "plain":
+                    weights[name] = gptq_quantize(w, gram, on, act_order=True).dequantize(w.dtype)
+                else:
+                    weights[name] = rows_too(w, gram, read_by[name], on)
+        yield row, losses(loaded, with_weights(model, weights), test, windows, window)
