@@ -114,7 +114,6 @@ CHOICES = {  # on text that is not the test set
     "attention": {},
     "searched": {"search_scales": True},
     "residual 0.25": {"residual": 0.25},
-    "residual 0.5": {"residual": 0.5},
     "residual 1": {"residual": 1.0},
     "residual 0.25, λ 0.1": {"residual": 0.25, "residual_damp": 0.1},
     "searched, residual 0.25": {"residual": 0.25, "search_scales": True},
@@ -132,7 +131,7 @@ def choices(loaded, rows, *, count=4, seed=0, windows=8, window=1024):
         yield row, losses(loaded, model, chosen_by, windows, window)
 
 
-SEEDS = [f"{seed} {how}" for seed in (0, 1, 2) for how in ("attention", "attention refined")]
+SEEDS = [f"{seed} {how}" for seed in (1, 2) for how in ("attention", "attention refined")]
 
 
 @experiment(rows=SEEDS, model=MODEL, miniature={"count": 2, "windows": 2, "window": 64})
@@ -231,7 +230,7 @@ def one_kind(loaded, rows, *, count=8, seed=0, windows=8, window=1024):
 
 
 @experiment(rows=[str(block) for block in range(30)], model=MODEL, miniature={"count": 2, "window": 64})
-def one_layer(loaded, rows, *, count=8, seed=0, window=1024):
+def one_layer(loaded, rows, *, count=8, seed=0, window=512):
     """Only one layer quantized: what the loss of one window of test text gains by it, the error of the layer's output,
     and of values that of what attention makes of it.
     """
