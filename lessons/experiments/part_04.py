@@ -302,7 +302,8 @@ def heads_read(model, read):
 
     def add(name, attention):
         def hook(module, args, out):
-            q, k = (said[f"{name}.{each}_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in "qk")
+            size = attention.head_dim
+            q, k = (said[f"{name}.{each}_proj"].unflatten(-1, (-1, size)).transpose(1, 2) for each in "qk")
             q, k = (each[0] for each in apply_rotary_pos_emb(q, k, *said["rotation"]))
             shared = len(q) // len(k)  # both [heads, tokens, head_dim]
             for_keys = (q.mT @ q).unflatten(0, (-1, shared)).sum(1)
