@@ -25,7 +25,7 @@ ROWS = (
     "float",
     *(f"4 64 symmetric {how}" for how in ("rounded", "plain", "attention", "attention refined")),
     *(f"4 64 asymmetric {how}" for how in ("rounded", "plain", "attention refined")),
-    *(f"3 64 symmetric {how}" for how in ("rounded", "plain", "attention")),
+    "3 64 symmetric rounded",
 )
 
 
@@ -155,6 +155,8 @@ ABLATIONS = {
     "groups of 32, rounded": RTN(Grid(4, 32)),
     "a row": GPTQ(Grid(4, "row")),
     "a row, rounded": RTN(Grid(4, "row")),
+    "3 bits": GPTQ(Grid(3, 64)),
+    "3 bits, attention": GPTQ(Grid(3, 64), through_attention=True),
 }
 
 
