@@ -41,14 +41,16 @@ def quantized(model):
 @pytest.mark.parametrize("through_attention", [False, True])
 @pytest.mark.parametrize("family", MAKERS)
 def test_each_layer_is_calibrated_behind_the_quantized_ones(family, through_attention):
-    model, rows = make(family), windows()
+    model, rows = make(family).double(), windows()  # in float32 sums in another order flip codes
+    if through_attention:
+        model.set_attn_implementation("eager")  # Gemma 2's other attention leaves its soft cap out
     before = {k: v.clone() for k, v in model.state_dict().items()}
     new, report = quantize_model(model, GPTQ(G, through_attention=through_attention), rows)
     assert all(v.equal(before[k]) for k, v in model.state_dict().items())
     expected, got = one_by_one(model, rows, family, through_attention=through_attention), quantized(new)
     assert expected.keys() == got.keys() and all(isinstance(new.get_submodule(n), Int4Linear) for n in got)
-    for name, q in expected.items():  # sums in another order flip a code here and there
-        assert (q.codes == got[name].codes).float().mean() > 0.98, name
+    for name, q in expected.items():
+        assert (q.codes == got[name].codes).float().mean() > 0.999, name
         assert q.scale.equal(got[name].scale)
     inside = [layer for layer in report.layers if layer.name in expected]
     assert len(inside) == len(report.layers) and all(layer.tokens == rows.numel() for layer in inside)
