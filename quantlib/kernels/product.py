@@ -200,6 +200,21 @@ def _(grad, data, scale, zero_point, order, group_size, options, layout):
     return grad.new_empty((*grad.shape[:-1], options[4]))
 
 
+# for code that reads a layer's weight
+_operators.define(f"weight({WEIGHT}, ScalarType dtype) -> Tensor")
+
+
+@torch.library.impl(_operators, "weight", "CompositeExplicitAutograd")
+def _(*fields_and_dtype) -> Tensor:
+    *fields, dtype = fields_and_dtype
+    return unpack_weight(from_fields(*fields)).dequantize(dtype)
+
+
+@torch.library.register_fake("quantlib::weight", lib=_operators)
+def _(data, scale, zero_point, order, group_size, options, layout, dtype):
+    return scale.new_empty(options[3:], dtype=dtype)
+
+
 def _remember(ctx, inputs, output):
     x, data, scale, zero_point, order, *rest = inputs
     ctx.save_for_backward(data, scale, zero_point, order)

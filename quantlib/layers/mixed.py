@@ -58,7 +58,9 @@ class MixedInt8Linear(QuantizedLinear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         weight = linear.weight.detach()
         q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
-        return cls(q, linear.bias, threshold, weight.clone() if keep_float else None)
+        new = cls(q, linear.bias, threshold, weight.clone() if keep_float else None)
+        new.float_dtype = weight.dtype
+        return new
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():

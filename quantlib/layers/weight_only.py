@@ -1,7 +1,7 @@
 """Linear layers whose weight is codes. Start from :meth:`Int8Linear.from_quantized` and :meth:`Int4Linear.from_quantized`.
 
 All state is in buffers, and the buffers hold the packed bytes that quantlib.kernels multiplies by: after packing no
-float weight is left. What `state_dict` returns is canonical instead (quantlib.numerics.packing, whatever the machine), and
+float weight is left; `weight` is a view that dequantizes (quantlib.layers.weight). What `state_dict` returns is canonical instead (quantlib.numerics.packing, whatever the machine), and
 loading packs again. `.to(dtype)` changes the bias, never codes or scales; `.to(device)` packs for the new device.
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from quantlib.kernels import PackedWeight, linear, pack_weight, unpack_weight
+from quantlib.kernels import PackedWeight, fields, linear, pack_weight, unpack_weight
+from quantlib.layers.weight import READ_ONLY, WeightView
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.packing import pack, unpack
 from quantlib.numerics.quantize import QuantizedTensor
@@ -26,9 +27,12 @@ class QuantizedLinear(nn.Module):
     """What Int8Linear and Int4Linear share: y = x · Ŵᵀ + bias with Ŵ packed.
 
     forward takes x [..., in] of any floating dtype and returns [..., out] in the same one.
+
+    float_dtype  of `weight`: of the layer that was converted, else the bias's; .to(dtype) changes it
     """
 
     bits: range  # that this kind of layer holds
+    transposed = False  # weight is [in, out], as in the Conv1D that was converted
 
     def __init__(self, q: QuantizedTensor, bias: Tensor | None = None, layout: str | None = None):
         super().__init__()
@@ -41,6 +45,7 @@ class QuantizedLinear(nn.Module):
             )
         if bias is not None and (tuple(bias.shape) != (q.shape[0],) or not bias.is_floating_point()):
             raise ValueError(f"bias must be floating-point [{q.shape[0]}], got {bias.dtype} {list(bias.shape)}")
+        self.float_dtype = torch.float32 if bias is None else bias.dtype
         bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", bias)
         self._hold(pack_weight(q, layout=layout))
@@ -64,6 +69,25 @@ class QuantizedLinear(nn.Module):
     @property
     def grid(self) -> Grid:
         return self.packed.grid
+
+    @property
+    def weight(self) -> Tensor:
+        """For code that reads a layer's weight: a read-only WeightView of the codes, [out, in] in float_dtype."""
+        if torch.compiler.is_compiling():
+            weight = torch.ops.quantlib.weight(*fields(self.packed), self.float_dtype)
+        else:
+            weight = WeightView(self.packed, self.float_dtype)
+        return weight.t() if self.transposed else weight
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        raise TypeError(READ_ONLY)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """What an assignment of a parameter calls."""
+        if name == "weight":
+            raise TypeError(READ_ONLY)
+        super().register_parameter(name, param)
 
     def quantized(self) -> QuantizedTensor:
         """The weight as it was before packing, bit for bit; a copy."""
@@ -115,7 +139,8 @@ class QuantizedLinear(nn.Module):
                 return None
             return fn(t.view(BITS_OF_INTEGER[t.element_size()])).view(t.dtype)  # fn casts floats and leaves integers
 
-        here, there = self.scale.device, fn(torch.empty(0, dtype=torch.uint8, device=self.scale.device)).device
+        here, like = self.scale.device, fn(torch.empty(0, dtype=self.float_dtype, device=self.scale.device))
+        there, self.float_dtype = like.device, like.dtype
         if here == there and self.packed.layout == "onednn":
             return self
         if here.type == there.type or "meta" in (here.type, there.type):

@@ -25,7 +25,7 @@ from quantlib.methods.llm_int8 import ROW_INT8
 from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
 from quantlib.models.calibration import collect_stats
-from quantlib.models.linears import HEAD, LinearLayer, check_weights, linear_layers, twin_of
+from quantlib.models.linears import HEAD, LinearLayer, check_weights, is_conv1d, linear_layers, twin_of
 from quantlib.models.report import LayerReport, Report
 from quantlib.models.sequence import Calibrated, in_sequence
 from quantlib.numerics.grid import Grid
@@ -190,6 +190,7 @@ def _converted(
     for warning in said:
         warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=4)
     new.train(layer.module.training)
+    new.float_dtype, new.transposed = layer.weight.dtype, is_conv1d(layer.module)
     elapsed = time.perf_counter() - start
     if known is not None:
         total = squared_output(layer.weight, known.stats.gram) or 1.0
