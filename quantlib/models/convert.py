@@ -25,7 +25,16 @@ from quantlib.methods.llm_int8 import ROW_INT8
 from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
 from quantlib.models.calibration import collect_stats
-from quantlib.models.linears import HEAD, LinearLayer, check_weights, is_conv1d, linear_layers, twin_of
+from quantlib.models.linears import (
+    HEAD,
+    LinearLayer,
+    check_weights,
+    is_conv1d,
+    linear_layers,
+    parameters_of,
+    twin_of,
+    uncovered,
+)
 from quantlib.models.report import LayerReport, Report
 from quantlib.models.sequence import Calibrated, in_sequence
 from quantlib.numerics.grid import Grid
@@ -120,7 +129,12 @@ class GPTQ:
 
 
 def quantize_model(
-    model: nn.Module, method: RTN | LLMInt8 | GPTQ, windows: object = None, skip: Sequence[str] = HEAD
+    model: nn.Module,
+    method: RTN | LLMInt8 | GPTQ,
+    windows: object = None,
+    skip: Sequence[str] = HEAD,
+    *,
+    strict: bool = False,
 ) -> tuple[nn.Module, Report]:
     """A new model whose linear layers are quantized, and the Report.
 
@@ -128,15 +142,17 @@ def quantize_model(
     method   RTN(grid), LLMInt8(threshold) or GPTQ(grid, ...)
     windows  calibration text for methods that read one (GPTQ): int64 [count, length], as token_windows returns
     skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
+    strict   refuse a model with large parameters that no rule covers, such as experts fused into one parameter, which
+             otherwise stay as they are and stand in the report
 
     Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, is left
     alone, and the report says so. A module in two places becomes one layer in both. A head whose weight is also the
-    embedding's is converted only if skip says so, and the embedding keeps its floats. Hooks on a converted layer are
+    embedding's stays, whatever it is called; an empty skip converts it too, and the embedding keeps its floats. Hooks on a converted layer are
     not taken over; hooks elsewhere are.
 
     All or nothing: raises ValueError, before anything is converted, for a grid that does not divide some layers
     (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), a skip that matches
-    nothing, and a model without linear layers; and what calibration raises (quantlib.models.calibration). The caller's
+    nothing, a model without linear layers, and what strict refuses; and what calibration raises (quantlib.models.calibration). The caller's
     model is as it was even if this is interrupted.
     """
     if not isinstance(model, nn.Module):
@@ -152,6 +168,10 @@ def quantize_model(
     if not found:
         raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
     _check_all(found, method.grid)
+    others = uncovered(model, found, left)
+    if strict and others:
+        names = "; ".join(map(str, others))
+        raise ValueError(f"model has large parameters that no rule covers ({names}): leave strict=True out to keep them")
     made: dict[str, tuple[nn.Module, LayerReport]] = {}
     if reads:
         by_name = {layer.name: layer for layer in found}
@@ -169,7 +189,8 @@ def quantize_model(
         for layer in found:
             made[layer.name], _ = _converted(layer, method, None)
     new = twin_of(model, {id(layer.module): made[layer.name][0] for layer in found})
-    return new, Report(tuple(made[layer.name][1] for layer in found), tuple(left))
+    layers = tuple(made[layer.name][1] for layer in found)
+    return new, Report(layers, tuple(left), parameters_of(model), others)
 
 
 def _converted(

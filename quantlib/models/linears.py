@@ -7,6 +7,8 @@ others and is left alone.
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from quantlib.layers.weight_only import QuantizedLinear
 
 HEAD = ("lm_head",)
+LARGE = 0.005  # of a model's parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,9 @@ def linear_layers(model: nn.Module, skip: Sequence[str] = HEAD) -> tuple[list[Li
     """Those that can be quantized, each once, in the model's order, and those left alone with the reason.
 
     skip  layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
+
+    A layer whose weight another module holds as well, one that stays as it is (the embedding, of a tied head), is left
+    alone too: converted, it would make the model larger. An empty skip asks for those as well.
 
     Raises ValueError for a skip that matches nothing.
     """
@@ -61,7 +67,56 @@ def linear_layers(model: nn.Module, skip: Sequence[str] = HEAD) -> tuple[list[Li
     unused = [pattern for pattern in skip if pattern not in used and tuple(skip) != HEAD]
     if unused:
         raise ValueError(f"skip={unused[0]!r} matches no linear layer of the model: correct it or leave it out")
-    return found, left
+    if not skip:
+        return found, left
+    kept = _holders(model, {id(layer.module) for layer in found})
+    tied = [(layer.name, f"its weight is also {holder}'s") for layer in found if (holder := kept.get(_key(layer.module)))]
+    names_of_tied = {name for name, _ in tied}
+    return [layer for layer in found if layer.name not in names_of_tied], left + tied
+
+
+def _holders(model: nn.Module, without: set[int]) -> dict[int, str]:
+    """id of a parameter -> the name of a module that holds it, of those that stay as they are."""
+    modules = [(name, module) for name, module in model.named_modules() if id(module) not in without]
+    return {id(p): name or "the model" for name, module in reversed(modules) for p in module._parameters.values()}
+
+
+def _key(module: nn.Module) -> int:
+    return id(module._parameters["weight"])
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """Parameters that no rule covers: the first one's name, its shape, and how many are alike but for a number."""
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+
+    def __str__(self):
+        return f"{self.name} {list(self.shape)}" + (f" and {self.count - 1} more like it" if self.count > 1 else "")
+
+
+def uncovered(model: nn.Module, layers: Sequence[LinearLayer], left: Sequence[tuple[str, str]]) -> tuple[Uncovered, ...]:
+    """Large floating-point parameters that are neither a layer's, nor of one that was left alone, nor an embedding's.
+
+    Experts fused into one parameter are such, and convolutions. Large: together at least LARGE of all parameters.
+    """
+    known = {id(p) for layer in layers for p in layer.module.parameters()}
+    known |= {id(p) for name, _ in left for p in model.get_submodule(name).parameters()}
+    known |= {id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()}
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and id(p) not in known:
+            groups.setdefault((re.sub(r"\b\d+\b", "*", name), tuple(p.shape)), []).append(name)
+    found = [Uncovered(names[0], shape, len(names)) for (_, shape), names in groups.items()]
+    least = LARGE * parameters_of(model)
+    return tuple(each for each in found if math.prod(each.shape) * each.count >= least)
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many floating-point parameters a model has, each counted once."""
+    return sum(p.numel() for p in model.parameters() if p.is_floating_point())
 
 
 def set_weight(module: nn.Module, weight: Tensor) -> None:

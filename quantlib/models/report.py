@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
+from quantlib.models.linears import Uncovered
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -32,10 +34,16 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was converted, in the model's order, and what was left alone: (name, why)."""
+    """What was converted, in the model's order, and what was left alone: (name, why).
+
+    parameters  floating-point ones of the whole model, each counted once
+    uncovered   large ones among them that no rule covers (quantlib.models.linears.uncovered)
+    """
 
     layers: tuple[LayerReport, ...]
     left: tuple[tuple[str, str], ...]
+    parameters: int
+    uncovered: tuple[Uncovered, ...]
 
     @property
     def bytes_before(self) -> int:
@@ -46,6 +54,11 @@ class Report:
         return sum(layer.bytes_after for layer in self.layers)
 
     @property
+    def share(self) -> float:
+        """Of the model's parameters, how many were converted."""
+        return min(1.0, sum(layer.shape[0] * layer.shape[1] for layer in self.layers) / max(1, self.parameters))
+
+    @property
     def bits_per_weight(self) -> float:
         weights = [layer.shape[0] * layer.shape[1] for layer in self.layers]
         return sum(l.bits_per_weight * n for l, n in zip(self.layers, weights, strict=True)) / max(1, sum(weights))
@@ -53,11 +66,13 @@ class Report:
     def __str__(self):
         head = (
             f"{len(self.layers)} linear layers: {self.bytes_before / 1e6:,.1f} MB to {self.bytes_after / 1e6:,.1f} MB, "
-            f"{self.bits_per_weight:.2f} bits a weight, {sum(l.seconds for l in self.layers):.1f} s"
+            f"{self.bits_per_weight:.2f} bits a weight, {sum(l.seconds for l in self.layers):.1f} s; "
+            f"{100 * self.share:.1f} % of the model's parameters"
         )
         ranked = sorted(self.layers, key=lambda layer: -layer.error)
         worst = [f"  {layer.error:8.4f}  {layer.name} {list(layer.shape)}" for layer in ranked[:5]]
         words = [f"  left as it was: {name}, {why}" for name, why in self.left]
+        words += [f"  left as it was: {each}, which no rule covers" for each in self.uncovered]
         return "\n".join([head, *self._calibration(), "largest relative errors of a weight:", *worst, *words])
 
     def _calibration(self) -> list[str]:

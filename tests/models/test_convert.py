@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from quantlib import Grid, Int4Linear, Int8Linear, quantize
 from quantlib.models.convert import RTN, quantize_model
@@ -79,6 +88,95 @@ def test_a_tied_head_is_converted_when_asked_and_the_embedding_stays():
     assert new.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert (new(IDS).logits - model(IDS).logits).abs().max() < 0.05
+
+
+def untidy_head(model):
+    """The same tensor under a name that no list of heads holds."""
+    model.out = nn.Linear(64, 96, bias=False)
+    model.out.weight = model.model.embed_tokens.weight
+    return model
+
+
+class Table(nn.Module):
+    """Embeddings in a module of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(96, 64))
+        self.inner, self.head = nn.Linear(64, 64), nn.Linear(64, 96, bias=False)
+        self.head.weight = self.rows
+
+    def forward(self, ids):
+        return self.head(self.inner(self.rows[ids]))
+
+
+@pytest.mark.parametrize(
+    ("make", "skip", "name", "holder"),
+    [
+        (llama, ["down_proj"], "lm_head", "model.embed_tokens"),
+        (lambda: untidy_head(llama()), ("lm_head",), "out", "model.embed_tokens"),
+        (Table, ("lm_head",), "head", "the model"),
+        (lambda: T5ForConditionalGeneration(T5Config(
+            vocab_size=96, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4, tie_word_embeddings=True)),
+         ["wo"], "lm_head", "shared"),
+    ],
+)  # fmt: skip
+def test_a_tied_head_stays_whatever_it_is_called_and_whatever_skip_names(make, skip, name, holder):
+    model = make().eval()
+    new, report = quantize_model(model, RTN(G8), skip=skip)
+    head = new.get_submodule(name)
+    table = next(p for p in new.parameters() if p.shape == (96, 64))
+    assert type(head) is nn.Linear and head.weight is table and dict(report.left)[name] == f"its weight is also {holder}'s"
+    assert sum(p.nbytes for p in (*new.parameters(), *new.buffers())) < sum(p.nbytes for p in model.parameters())
+
+
+def test_an_untied_head_is_converted_when_skip_names_others():
+    new, _ = quantize_model(llama(tied=False), RTN(G8), skip=["down_proj"])
+    assert isinstance(new.lm_head, Int8Linear)
+
+
+# --- what no rule covers
+
+
+def mixtral():
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
+def pictures():
+    return nn.Sequential(nn.Conv2d(3, 64, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+
+def recurrent():
+    return nn.ModuleDict({"lstm": nn.LSTM(32, 32), "attention": nn.MultiheadAttention(32, 4), "head": nn.Linear(32, 8)})
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "share"),
+    [
+        (mixtral, {"model.layers.0.mlp.experts.gate_up_proj": 2, "model.layers.0.mlp.experts.down_proj": 2}, 0.105),
+        (pictures, {"0.weight": 1, "0.bias": 1}, 0.165),
+        (recurrent, {"lstm.weight_ih_l0": 1, "lstm.weight_hh_l0": 1, "lstm.bias_ih_l0": 1, "lstm.bias_hh_l0": 1,
+                     "attention.in_proj_weight": 1, "attention.in_proj_bias": 1}, 0.02),
+    ],
+)  # fmt: skip
+def test_large_parameters_that_no_rule_covers_are_named(make, names, share):
+    model = make()
+    new, report = quantize_model(model, RTN(G8))
+    assert {each.name: each.count for each in report.uncovered} == names and report.share == pytest.approx(share, abs=0.01)
+    assert all(f"left as it was: {name} [" in str(report) for name in names) and " % of the model's parameters" in str(report)
+    assert all(new.get_parameter(name).equal(model.get_parameter(name)) for name in names)
+    with pytest.raises(ValueError, match=rf"no rule covers \({next(iter(names))} \["):
+        quantize_model(model, RTN(G8), strict=True)
+
+
+def test_a_model_of_linear_layers_leaves_nothing_uncovered():
+    _, report = quantize_model(llama(), RTN(G8), strict=True)
+    assert report.uncovered == () and 0.9 < report.share < 1
 
 
 def test_a_module_in_two_places_becomes_one_layer():
