@@ -117,6 +117,18 @@ class QuantizedLinear(nn.Module):
         new._hold(self._with({part: None if t is None else t.clone() for part, t in self._parts().items()}))
         return new
 
+    def __getstate__(self) -> dict:
+        """What pickle and torch.save keep: the canonical parts, which any machine packs again."""
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("packed", "_buffers")}
+        buffers = {name: b for name, b in self._buffers.items() if name not in PARTS}
+        return {**kept, "_buffers": buffers, "canonical": self._canonical()}
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        q = quantized_from(state.pop("canonical"))
+        super().__setstate__(state)
+        self._hold(pack_weight(q))
+
     def _parts(self) -> dict[str, Tensor | None]:
         return {part: getattr(self.packed, part) for part in PARTS}
 
@@ -141,9 +153,10 @@ class QuantizedLinear(nn.Module):
 
         here, like = self.scale.device, fn(torch.empty(0, dtype=self.float_dtype, device=self.scale.device))
         there, self.float_dtype = like.device, like.dtype
-        if here == there and self.packed.layout == "onednn":
+        opaque = self.packed.layout == "onednn"
+        if here == there and opaque:
             return self
-        if here.type == there.type or "meta" in (here.type, there.type):
+        if not opaque and (here.type == there.type or "meta" in (here.type, there.type)):
             self._hold(self._with({part: moved(t) for part, t in self._parts().items()}))
         else:
             q = self.quantized()

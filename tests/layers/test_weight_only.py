@@ -2,6 +2,9 @@
 
 import copy
 import io
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_cases import act_ordered, weights
 from safetensors.torch import load, save
+from torch import nn
 
-from quantlib import Grid, Int4Linear, Int8Linear, quantize
+from quantlib import Grid, Int4Linear, Int8Linear, MixedInt8Linear, quantize
 from quantlib.kernels import fields
 from quantlib.kernels.reference import linear_reference, rounding_bound
 
@@ -183,3 +187,48 @@ def test_wrong_arguments_are_named():
         Int8Linear.from_quantized(q8, torch.zeros(5))
     with pytest.raises(TypeError, match="q must be a QuantizedTensor"):
         Int8Linear.from_quantized(torch.zeros(4, 4))
+
+
+def saved(layer):
+    held = io.BytesIO()
+    torch.save(layer, held)
+    held.seek(0)
+    return torch.load(held, weights_only=False)
+
+
+def in_another_process(layer):
+    """Its answer there: what is sent is pickled."""
+    script = "import pickle, sys; layer, x = pickle.load(sys.stdin.buffer); sys.stdout.buffer.write(pickle.dumps(layer(x)))"
+    x = torch.ones(2, layer.in_features)
+    done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps((layer, x)), capture_output=True, check=True)
+    return pickle.loads(done.stdout)
+
+
+MAKERS = {
+    "LLM.int8()": lambda: MixedInt8Linear.from_float(nn.Linear(128, 64), keep_float=True),
+    "W8A8": lambda: MixedInt8Linear.from_float(nn.Linear(128, 64, bias=False), None),
+    "int8": lambda: layer_of(Grid(8))[0],
+    "int4": lambda: layer_of(Grid(4, 32), ordered=True)[0],
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_pickles_hold_canonical_codes(name):
+    torch.manual_seed(0)
+    layer, x = MAKERS[name]().to(torch.bfloat16).to(torch.float32), torch.randn(3, 128)
+    x[:, 5] *= 20
+    state = layer.__getstate__()
+    assert "packed" not in state and not set(state["_buffers"]) & {"data", "scale", "zero_point", "order"}
+    again = saved(layer)
+    assert again(x).equal(layer(x)) and again.packed.layout == layer.packed.layout
+    q = layer.quantized()
+    assert again.quantized().codes.equal(q.codes) and again.extra_repr() == layer.extra_repr()
+    assert again.state_dict().keys() == layer.state_dict().keys() and saved(nn.Sequential(layer))[0](x).equal(layer(x))
+    layer.share_memory()
+    assert layer(x).equal(again(x)) and copy.deepcopy(again)(x).equal(layer(x))
+    assert again.to("meta").to_empty(device="cpu").in_features == 128
+
+
+def test_a_layer_is_sent_to_another_process():
+    layer = MixedInt8Linear.from_float(nn.Linear(128, 64))
+    assert in_another_process(layer).allclose(layer(torch.ones(2, 128)), rtol=1e-4, atol=1e-5)
