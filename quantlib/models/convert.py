@@ -1,7 +1,10 @@
 """A model with its linear layers quantized: a new one, and a report. Start from :func:`quantize_model`.
 
-The caller's model is never changed. The new one has module objects of its own and shares every tensor that stays as it
-was, so converting needs the memory of the quantized layers and of one layer's arithmetic, not of a second model.
+The caller's model is never changed. The new one has modules, Parameter objects and buffers of its own. Parameters that
+stay share the memory of the old ones, so converting needs the memory of the quantized layers and of one layer's
+arithmetic, not of a second model. So .to(), .half(), gradients and the statistics that training keeps in buffers are each
+model's own; what writes into parameters in place (an optimizer's step, load_state_dict) writes into both models, until
+copy.deepcopy gives one of them memory of its own.
 
 A method says how one layer is made: :class:`RTN` rounds the weights to nearest, :class:`LLMInt8` makes layers that
 multiply integers. Others follow the same protocol: `method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`,
@@ -138,7 +141,7 @@ def quantize_model(
 ) -> tuple[nn.Module, Report]:
     """A new model whose linear layers are quantized, and the Report.
 
-    model    any module, a single nn.Linear too. Not changed; tensors that stay are shared with the new model
+    model    any module, a single nn.Linear too. Not changed; parameters that stay share their memory with the new model's
     method   RTN(grid), LLMInt8(threshold) or GPTQ(grid, ...)
     windows  calibration text for methods that read one (GPTQ): int64 [count, length], as token_windows returns
     skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
@@ -151,8 +154,8 @@ def quantize_model(
     not taken over; hooks elsewhere are.
 
     All or nothing: raises ValueError, before anything is converted, for a grid that does not divide some layers
-    (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), a skip that matches
-    nothing, a model without linear layers, and what strict refuses; and what calibration raises (quantlib.models.calibration). The caller's
+    (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), what cannot be copied
+    (naming the module), a skip that matches nothing, a model without linear layers, and what strict refuses; and what calibration raises (quantlib.models.calibration). The caller's
     model is as it was even if this is interrupted.
     """
     if not isinstance(model, nn.Module):
@@ -172,6 +175,8 @@ def quantize_model(
     if strict and others:
         names = "; ".join(map(str, others))
         raise ValueError(f"model has large parameters that no rule covers ({names}): leave strict=True out to keep them")
+    stand_ins = {id(layer.module): nn.Module() for layer in found}
+    new = twin_of(model, stand_ins)  # before the work, so that what cannot be copied is known before it
     made: dict[str, tuple[nn.Module, LayerReport]] = {}
     if reads:
         by_name = {layer.name: layer for layer in found}
@@ -188,7 +193,9 @@ def quantize_model(
     else:
         for layer in found:
             made[layer.name], _ = _converted(layer, method, None)
-    new = twin_of(model, {id(layer.module): made[layer.name][0] for layer in found})
+    for layer in found:
+        stand_in, converted = stand_ins[id(layer.module)], made[layer.name][0]
+        stand_in.__class__, stand_in.__dict__ = type(converted), converted.__dict__
     layers = tuple(made[layer.name][1] for layer in found)
     return new, Report(layers, tuple(left), parameters_of(model), others)
 

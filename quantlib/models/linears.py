@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from quantlib.layers.weight_only import QuantizedLinear
 
@@ -126,17 +127,63 @@ def set_weight(module: nn.Module, weight: Tensor) -> None:
 
 
 def twin_of(model: nn.Module, replaced: dict[int, nn.Module] | None = None) -> nn.Module:
-    """The model with new module objects and every tensor shared.
+    """The model with module objects, Parameter objects and buffers of its own; its parameters share the model's memory.
 
     replaced  by id of a module of the model: what stands in its place
+
+    Raises ValueError, naming the module, where something cannot be copied.
     """
     replaced = replaced or {}
     if id(model) in replaced:
         return replaced[id(model)]
     memo: dict[int, object] = dict(replaced)  # what deepcopy meets again, it takes from here
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
-    return copy.deepcopy(model, memo)
+    memo |= {id(p): _own(p) for p in model.parameters() if type(p) is nn.Parameter}
+    memo |= {id(b): b.detach().clone() for b in model.buffers() if not b.is_mkldnn}
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # whatever a module of others raises
+        memo |= {id(t): t.detach() for m in model.modules() for t in tree_leaves(vars(m)) if _computed(t)}
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception as error:
+        raise ValueError(
+            f"{_culprit(model, memo)} cannot be copied ({str(error).partition(chr(10))[0]}), and the new model needs a "
+            "copy: take it out before, and put it into the new model afterwards"
+        ) from error
+
+
+def _own(parameter: nn.Parameter) -> nn.Parameter:
+    """Another Parameter over the same memory, so that .to() and gradients of one are not the other's."""
+    own = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    own.__dict__.update(parameter.__dict__)
+    return own
+
+
+def _computed(value: object) -> bool:
+    """Whether this is a tensor that deepcopy refuses: the result of a computation that keeps its gradient."""
+    return isinstance(value, Tensor) and not value.is_leaf
+
+
+def _culprit(model: nn.Module, memo: dict[int, object]) -> str:
+    """The first module, with its attribute, that cannot be copied."""
+    themselves = {id(module): module for module in model.modules()}
+    for name, module in model.named_modules():
+        others = {key: each for key, each in themselves.items() if key != id(module)}
+        if _copies(module, memo | others):
+            continue
+        for attribute, value in vars(module).items():
+            if not _copies(value, memo | themselves):
+                return f"{name}.{attribute}".lstrip(".")
+        return name or "model"
+    return "model"
+
+
+def _copies(value: object, memo: dict[int, object]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # whatever a module of others raises
+        return False
+    return True
 
 
 def is_conv1d(module: nn.Module) -> bool:

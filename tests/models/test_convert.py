@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,10 @@ def test_the_new_model_computes_with_the_rounded_weights(make, grid):
     assert "linear layers" in str(report) and len(str(report).splitlines()) < 12
 
 
-def test_untouched_tensors_are_shared_and_modules_are_not():
+def test_untouched_memory_is_shared_and_modules_are_not():
     model = llama()
     new, _ = quantize_model(model, RTN(G8))
-    assert new.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert new.model.embed_tokens.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert new.lm_head.weight is new.model.embed_tokens.weight
     assert not {id(m) for m in new.modules()} & {id(m) for m in model.modules()}
     new.model.norm.register_forward_hook(lambda *_: 1 / 0)
@@ -85,9 +86,109 @@ def test_a_tied_head_is_converted_when_asked_and_the_embedding_stays():
     model = llama()
     new, report = quantize_model(model, RTN(G8), skip=())
     assert isinstance(new.lm_head, Int8Linear) and report.layers[-1].name == "lm_head"
-    assert new.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert new.model.embed_tokens.weight.equal(model.model.embed_tokens.weight)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert (new(IDS).logits - model(IDS).logits).abs().max() < 0.05
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Linear(32, 8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.norm(self.inner(x)))
+
+
+@pytest.mark.parametrize(
+    "treat",
+    [
+        lambda new, x: new.half(),
+        lambda new, x: new.to(torch.bfloat16),
+        lambda new, x: new.to("meta"),
+        lambda new, x: new.requires_grad_(False),
+        lambda new, x: new.train()(x),
+        lambda new, x: new(x).sum().backward(),
+        lambda new, x: new.norm.register_forward_hook(lambda *_: 1 / 0),
+    ],
+)
+def test_what_is_done_to_the_new_model_leaves_the_old_one_alone(treat):
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(4, 32)
+    expected = model(x)
+    new, _ = quantize_model(model, RTN(G8), skip=["head"])
+    calls = model.calls.item()
+    treat(new, x)
+    assert model.calls == calls and model(x).equal(expected) and model.head.weight.grad is None
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_copy_of_the_new_model_can_be_trained():
+    model = llama()
+    before = copy.deepcopy(model.state_dict())
+    new = copy.deepcopy(quantize_model(model, RTN(G8))[0])
+    optimizer = torch.optim.SGD(new.parameters(), lr=1.0)
+    new(IDS).logits.logsumexp(-1).mean().backward()
+    optimizer.step()
+    assert not new.model.norm.weight.equal(model.model.norm.weight)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+# --- what cannot be copied
+
+
+class Holds(nn.Module):
+    def __init__(self, **held):
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+        vars(self).update(held)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Refuses(Holds):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("one is enough")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Holds(lock=threading.Lock()), "1.lock"),
+        (lambda: nn.Sequential(Holds(rows=(i for i in range(3)))), "1.0.rows"),
+        (Refuses, "1"),
+    ],
+)
+def test_what_cannot_be_copied_is_named_before_anything_is_converted(make, name, monkeypatch):
+    monkeypatch.setattr("quantlib.models.convert.quantize", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=rf"^{name} cannot be copied \(.*take it out before"):
+        quantize_model(nn.Sequential(nn.Linear(32, 32), make()), RTN(G8))
+
+
+def kept_results():
+    model = Holds(seen={"last": []})
+    model.seen["last"].append(model(torch.ones(1, 32)))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.utils.weight_norm(nn.Linear(32, 32)),
+        lambda: nn.utils.spectral_norm(nn.Linear(32, 32)),
+        kept_results,
+    ],
+)
+def test_results_of_computations_that_a_module_keeps_are_no_hindrance(make):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(make(), nn.Linear(32, 32)).eval(), torch.randn(3, 32)
+    model(x)
+    new, report = quantize_model(model, RTN(G8))
+    assert isinstance(new[1], Int8Linear) and (new(x) - model(x)).norm() < 0.02 * model(x).norm()
 
 
 def untidy_head(model):
