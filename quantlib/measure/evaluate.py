@@ -8,7 +8,8 @@ window predicted from its own beginning. Results keep the loss of every token, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_AT_ONCE = 128  # log-probabilities of 128 tokens over 49,152 words take 25 MB; of a whole window, 200 MB
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # as configurations call them
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,14 @@ def perplexity(
             object that has them as .logits
     tokens  the text as token ids, 1-D; the first window · max_windows are used
 
-    Raises ValueError if the text does not fill one window, or window < 2, or max_windows < 1.
+    The model is evaluated in eval mode and given back as it was.
+
+    Raises ValueError if the text does not fill one window, or window < 2, or max_windows < 1, or the model's
+    configuration says that it has fewer positions than a window.
     """
-    windows = _windows(tokens, window, max_windows)  # [windows, window]
-    nll = _over_windows(lambda ids: _nll(_logits(model, ids), ids[1:]), windows)  # [windows, window - 1]
+    windows = _windows(tokens, window, max_windows, model)  # [windows, window]
+    with _evaluating(model):
+        nll = _over_windows(lambda ids: _nll(_logits(model, ids), ids[1:]), windows)  # [windows, window - 1]
     return Perplexity(math.exp(min(nll.double().mean().item(), 700.0)), nll, _protocol(model, windows))
 
 
@@ -105,12 +112,13 @@ def compare(
     max_windows: int = 8,
 ) -> Agreement:
     """KL(reference ‖ model) and top-1 agreement on a text, under perplexity's protocol and with its arguments."""
-    windows = _windows(tokens, window, max_windows)
+    windows = _windows(tokens, window, max_windows, reference, model)
     kl, same = [], []
-    for ids in windows:
-        expected, got = _logits(reference, ids), _logits(model, ids)  # [window - 1, vocabulary]
-        kl.append(_by_rows(_kl, expected, got))
-        same.append((expected.argmax(-1) == got.argmax(-1)).cpu())
+    with _evaluating(reference, model):
+        for ids in windows:
+            expected, got = _logits(reference, ids), _logits(model, ids)  # [window - 1, vocabulary]
+            kl.append(_by_rows(_kl, expected, got))
+            same.append((expected.argmax(-1) == got.argmax(-1)).cpu())
     kl_tokens, same_top1 = torch.stack(kl), torch.stack(same)  # [windows, window - 1]
     return Agreement(
         kl_tokens.double().mean().item(),
@@ -129,7 +137,8 @@ def paired_bootstrap(
     a, b  losses [windows, predictions], or two Perplexity under one protocol. Whole windows are resampled, because
     the losses inside one are not independent of each other.
 
-    Raises ValueError if the shapes differ, there are fewer than two windows, or level is not in (0, 1).
+    Raises ValueError if the shapes differ, there are fewer than two windows or no predictions, a loss is NaN or
+    infinite (saying where), or level is not in (0, 1).
     """
     a, b = (x.nll if isinstance(x, Perplexity) else x for x in (a, b))
     if a.shape != b.shape or a.ndim != 2:
@@ -138,6 +147,15 @@ def paired_bootstrap(
         )
     if len(a) < 2:
         raise ValueError(f"a bootstrap over windows needs at least 2 of them, got {len(a)}: raise max_windows")
+    if not a.shape[1]:
+        raise ValueError("a and b hold no predictions, so nothing can be compared: evaluate windows of at least 2 tokens")
+    for name, losses in (("a", a), ("b", b)):
+        if len(bad := (~torch.isfinite(losses)).nonzero()):
+            window, prediction = bad[0].tolist()
+            raise ValueError(
+                f"{name} holds {len(bad)} losses that are NaN or infinite, the first {losses[window, prediction].item()} "
+                f"in window {window} at prediction {prediction}: leave such windows out of both, or mend the model"
+            )
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     of_window = (b.double() - a.double()).mean(1)  # [windows]
@@ -149,19 +167,46 @@ def paired_bootstrap(
     return PairedDifference(of_window.mean().item(), low, high, level)
 
 
-def _windows(tokens: Sequence[int] | Tensor, window: int, max_windows: int) -> Tensor:
-    """int64 [windows, window] on the CPU."""
+def _windows(tokens: Sequence[int] | Tensor, window: int, max_windows: int, *models: torch.nn.Module) -> Tensor:
+    """int64 [windows, window] on the CPU, which all models have positions for."""
     tokens = torch.as_tensor(tokens)
     if tokens.ndim != 1 or tokens.is_floating_point():
         raise ValueError(f"tokens must be one sequence of token ids, got {tokens.dtype} {list(tokens.shape)}")
     if window < 2 or max_windows < 1:
         raise ValueError(f"window must be at least 2 and max_windows at least 1, got {window} and {max_windows}")
+    positions = min((n for model in models if (n := _positions(model))), default=window)
+    if window > positions:
+        raise ValueError(
+            f"window={window} is longer than the {positions} positions the model is made for, beyond which it predicts "
+            f"at random: pass window={positions} or less"
+        )
     count = min(max_windows, len(tokens) // window)
     if count == 0:
         raise ValueError(
             f"tokens hold {len(tokens)}, which does not fill one window of {window}: pass a longer text or a smaller window"
         )
     return tokens[: count * window].reshape(count, window).long().cpu()
+
+
+def _positions(model: torch.nn.Module) -> int | None:
+    """How many tokens a model can read at once, if its configuration says so."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = (getattr(config, name, None) for name in POSITIONS)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
+
+
+@contextmanager
+def _evaluating(*models: torch.nn.Module) -> Iterator[None]:
+    """Inside, no module of these models is in training mode; afterwards each is as it was."""
+    training = [module for model in models for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _over_windows(measure: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
@@ -184,7 +229,8 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 def _kl(expected: Tensor, got: Tensor) -> Tensor:
     """KL(expected ‖ got) of each row, float32 [tokens]."""
     expected, got = expected.float().log_softmax(-1), got.float().log_softmax(-1)
-    return (expected.exp() * (expected - got)).sum(-1)
+    share = expected.exp()
+    return (share * (expected - got)).masked_fill_(share == 0, 0).sum(-1)  # what never happens costs nothing
 
 
 def _by_rows(f: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

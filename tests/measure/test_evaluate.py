@@ -121,3 +121,104 @@ def test_perplexities_can_be_compared_directly_and_mismatches_are_refused():
             paired_bootstrap(x, y)
     with pytest.raises(ValueError, match="level"):
         paired_bootstrap(a, b, level=95)
+
+
+# --- what must not pass for a result
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (2, 4)])
+@pytest.mark.parametrize("name", "ab")
+def test_a_loss_that_is_no_number_is_no_tie(value, place, name):
+    losses = {"a": torch.rand(4, 7), "b": torch.rand(4, 7)}
+    losses[name][place] = value
+    words = rf"^{name} holds 1 losses that are NaN or infinite, .* in window {place[0]} at prediction {place[1]}:"
+    with pytest.raises(ValueError, match=words):
+        paired_bootstrap(losses["a"], losses["b"])
+
+
+def test_nothing_compared_is_no_tie():
+    with pytest.raises(ValueError, match="hold no predictions"):
+        paired_bootstrap(torch.empty(3, 0), torch.empty(3, 0))
+
+
+@pytest.mark.parametrize("forbidden", [[2], [0, 3], [1, 2, 3, 4]])
+def test_a_word_that_is_never_said_adds_nothing(forbidden):
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(3))
+    table[:, forbidden] = -torch.inf
+    model, ids = Table(table), tokens(40)
+    same = compare(model, model, ids, window=8)
+    assert same.kl == 0 and same.top1 == 1
+    table = table.clone()
+    table[:, 0] += 1
+    other = compare(model, Table(table), ids, window=8)
+    kept = [i for i in range(5) if i not in forbidden]
+    p, q = (t[:, kept].double().log_softmax(-1) for t in (model.table.detach(), table))
+    by_word = (p.exp() * (p - q)).sum(-1)
+    expected = torch.stack([by_word[ids[w * 8 : w * 8 + 7]] for w in range(5)])
+    torch.testing.assert_close(other.kl_tokens.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_word_that_only_the_reference_says_costs_everything_and_nan_stays_nan():
+    table, ids = torch.zeros(5, 5), tokens(40)
+    silent, damaged = table.clone(), table.clone()
+    silent[:, 2], damaged[:, 2] = -torch.inf, torch.nan
+    assert compare(Table(table), Table(silent), ids, window=8).kl == math.inf
+    assert math.isnan(compare(Table(table), Table(damaged), ids, window=8).kl)
+    assert math.isnan(compare(Table(damaged), Table(table), ids, window=8).kl)
+
+
+def named(**config):
+    model = Table(torch.zeros(5, 5))
+    model.config = SimpleNamespace(**config)
+    return model
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_a_window_longer_than_the_model_has_positions_is_refused(name):
+    short, words = named(**{name: 16}), r"window=17 is longer than the 16 positions .*: pass window=16 or less"
+    for call in (
+        lambda: perplexity(short, tokens(40), 17),
+        lambda: compare(short, Table(torch.zeros(5, 5)), tokens(40), 17),
+        lambda: compare(Table(torch.zeros(5, 5)), short, tokens(40), 17),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert short.seen == [] and perplexity(short, tokens(40), 16).protocol.windows == 2
+
+
+def test_positions_of_gpt2_and_of_a_text_model_inside_another():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    with pytest.raises(ValueError, match="pass window=16"):
+        perplexity(model, tokens(40), 20)
+    inside = named()
+    inside.config.get_text_config = lambda: SimpleNamespace(max_position_embeddings=12)
+    with pytest.raises(ValueError, match="pass window=12"):
+        perplexity(inside, tokens(40), 20)
+
+
+class Forgetful(Table):
+    """Drops half of its logits in training mode, and has a part that is always evaluated."""
+
+    def __init__(self):
+        super().__init__(torch.randn(5, 5, generator=torch.Generator().manual_seed(4)))
+        self.drop, self.frozen = nn.Dropout(0.5), nn.Dropout(0.5)
+        self.frozen.eval()
+
+    def forward(self, ids):
+        return self.frozen(self.drop(super().forward(ids)))
+
+
+def test_a_model_in_training_is_evaluated_and_given_back_as_it_was():
+    model, ids = Forgetful(), tokens(40)
+    modes = [module.training for module in model.modules()]
+    value, agreement = perplexity(model, ids, 8).value, compare(model, model, ids, 8)
+    assert [module.training for module in model.modules()] == modes == [True, True, False]
+    assert agreement.kl == 0 and value == perplexity(model.eval(), ids, 8).value
+    broken = Forgetful()
+    broken.table = None
+    with pytest.raises(TypeError):
+        perplexity(broken, ids, 8)
+    assert broken.training and broken.drop.training
