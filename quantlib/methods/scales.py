@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,35 +31,57 @@ def weighted_clip(w: Tensor, gram: Tensor, grid: Grid, *, scale_dtype: torch.dty
 
     Raises what quantize raises, and for a gram that does not fit w.
     """
+    return searched_clip(w, gram, grid, RATIOS, _by_diagonal, scale_dtype)
+
+
+Cost = Callable[[Tensor], Tensor]  # errors of some rows [rows, groups, in/groups] -> what they cost [rows, groups]
+
+
+def searched_clip(
+    w: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    ratios: Sequence[float],
+    cost_by: Callable[[Tensor, int], Cost],
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """For each scale, [out|1, groups], the one of these ratios whose errors cost least.
+
+    cost_by  from a matrix [in, in] and the number of groups, the Cost of errors in rows that have this matrix
+    """
     quantize(w[:0], grid, scale_dtype=scale_dtype)  # its checks, at no cost
     work = working_dtype(w.dtype)
     w = w.detach()
     clip = torch.ones(grid.scale_shape(*w.shape), dtype=work, device=w.device)
     low, high = group_extremes(w, grid)  # [out|1, groups] each
-    ratios = torch.tensor(RATIOS, dtype=work, device=w.device)
-    of_tensor = torch.zeros(len(RATIOS), dtype=torch.float64, device=w.device)
+    choices = torch.tensor(ratios, dtype=work, device=w.device)
+    of_tensor = torch.zeros(len(ratios), dtype=torch.float64, device=w.device)
     for block, H in row_blocks(w, gram):
-        cost = (H.diagonal().double() / H.diagonal().double().mean().clamp(min=1e-300)).to(work)  # [in]
+        cost = cost_by((H / H.diagonal().double().mean().clamp(min=1e-300)).to(work), clip.shape[1])
         for chunk in row_chunks(w[block]):
             rows = slice(block.start + chunk.start, min(block.start + chunk.stop, block.stop))
             ends = take_rows(low, rows), take_rows(high, rows)
-            errors = torch.stack([
-                _cost(w[rows], *scale_and_zero_point(*(end * ratio for end in ends), grid, scale_dtype), grid, cost)
-                for ratio in ratios
+            costs = torch.stack([
+                cost(_errors(w[rows], *scale_and_zero_point(*(end * ratio for end in ends), grid, scale_dtype), grid))
+                for ratio in choices
             ])  # [ratios, rows, groups]  # fmt: skip
             if grid.group_size == "tensor":
-                of_tensor += errors.sum((1, 2), dtype=torch.float64)
+                of_tensor += costs.sum((1, 2), dtype=torch.float64)
             else:
-                clip[rows] = ratios[errors.argmin(0)]
-    return ratios[of_tensor.argmin()].reshape(1, 1) if grid.group_size == "tensor" else clip
+                clip[rows] = choices[costs.argmin(0)]
+    return choices[of_tensor.argmin()].reshape(1, 1) if grid.group_size == "tensor" else clip
 
 
-def _cost(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, cost: Tensor) -> Tensor:
-    """Σ_j cost_j (w_j − ŵ_j)² of each group of w [rows, in], [rows, groups]."""
+def _by_diagonal(H: Tensor, groups: int) -> Cost:
+    diagonal = H.diagonal().reshape(groups, -1)  # [groups, in/groups]
+    return lambda errors: (errors.square() * diagonal).sum(-1)
+
+
+def _errors(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
+    """ŵ − w of w [rows, in] on a grid, [rows, groups, in/groups]."""
     codes = round_to_codes(w, scale, zero_point, grid, out=torch.empty(w.shape, dtype=torch.int8, device=w.device))
-    groups = scale.shape[1]
-    x = codes.to(cost.dtype).unflatten(1, (groups, -1))  # [rows, groups, in/groups]
+    work = working_dtype(w.dtype)
+    x = codes.to(work).unflatten(1, (scale.shape[1], -1))  # [rows, groups, in/groups]
     if zero_point is not None:
-        x = x - zero_point.to(cost.dtype).unsqueeze(-1)
-    error = x * scale.to(cost.dtype).unsqueeze(-1) - w.to(cost.dtype).unflatten(1, (groups, -1))
-    return (error.square() * cost.view(groups, -1)).sum(-1)
+        x = x - zero_point.to(work).unsqueeze(-1)
+    return x * scale.to(work).unsqueeze(-1) - w.to(work).unflatten(1, (scale.shape[1], -1))

@@ -57,3 +57,8 @@ class InputStats:
             raise ValueError("x must hold at least one token, got none")
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         return cls(x.t() @ x, x.abs().mean(0), x.abs().amax(0), len(x))
+
+    def divided_by(self, s: Tensor) -> InputStats:
+        """Of the inputs divided by s [in], positive."""
+        s = s.to(self.gram)
+        return InputStats(self.gram / s / s[:, None], self.absmean / s, self.absmax / s, self.tokens)

@@ -9,6 +9,7 @@ copy.deepcopy gives one of them memory of its own.
 A method says how one layer is made: :class:`RTN` rounds the weights to nearest, :class:`LLMInt8` makes layers that
 multiply integers. Others follow the same protocol: `method.layer_for(name, weight, bias) -> (layer, QuantizedTensor)`,
 and `method.grid`. :class:`GPTQ` reads calibration text first; what it knows of a layer then comes as a Calibrated.
+AWQ (quantlib.models.awq) scales a twin of the model first, which another method, or rounding, then quantizes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from quantlib.methods.gptq import gptq_with_damping, squared_output
 from quantlib.methods.llm_int8 import ROW_INT8
 from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
+from quantlib.models.awq import AWQ, Rounding, Scaled
 from quantlib.models.calibration import collect_stats
 from quantlib.models.linears import (
     HEAD,
@@ -133,7 +135,7 @@ class GPTQ:
 
 def quantize_model(
     model: nn.Module,
-    method: RTN | LLMInt8 | GPTQ,
+    method: RTN | LLMInt8 | GPTQ | AWQ,
     windows: object = None,
     skip: Sequence[str] = HEAD,
     *,
@@ -142,8 +144,8 @@ def quantize_model(
     """A new model whose linear layers are quantized, and the Report.
 
     model    any module, a single nn.Linear too. Not changed; parameters that stay share their memory with the new model's
-    method   RTN(grid), LLMInt8(threshold) or GPTQ(grid, ...)
-    windows  calibration text for methods that read one (GPTQ): int64 [count, length], as token_windows returns
+    method   RTN(grid), LLMInt8(threshold), GPTQ(grid, ...) or AWQ(grid, ...)
+    windows  calibration text for methods that read one (GPTQ, AWQ): int64 [count, length], as token_windows returns
     skip     layers to leave alone: full names, last parts of a name, or patterns as in "model.layers.0.*"
     strict   refuse a model with large parameters that no rule covers, such as experts fused into one parameter, which
              otherwise stay as they are and stand in the report
@@ -160,7 +162,7 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    reads = isinstance(method, GPTQ)
+    reads = isinstance(method, GPTQ | AWQ)
     if windows is not None and not reads:
         raise ValueError(f"windows: {type(method).__name__} reads no calibration text: leave it out")
     if windows is None and reads:
@@ -175,6 +177,10 @@ def quantize_model(
     if strict and others:
         names = "; ".join(map(str, others))
         raise ValueError(f"model has large parameters that no rule covers ({names}): leave strict=True out to keep them")
+    parameters = parameters_of(model)
+    scaled = method.scaled(model, found, windows) if isinstance(method, AWQ) else Scaled(model, method, {}, ())
+    model, method = scaled.model, scaled.rounding
+    found, left = linear_layers(model, tuple(skip))
     stand_ins = {id(layer.module): nn.Module() for layer in found}
     new = twin_of(model, stand_ins)  # before the work, so that what cannot be copied is known before it
     made: dict[str, tuple[nn.Module, LayerReport]] = {}
@@ -184,7 +190,7 @@ def quantize_model(
 
             def replace(known: Calibrated) -> Tensor:
                 layer = by_name[known.name]
-                made[known.name], weight = _converted(layer, method, known)
+                made[known.name], weight = _converted(layer, method, known, scaled.scales.get(known.name))
                 bar.update()
                 return weight
 
@@ -192,18 +198,21 @@ def quantize_model(
         _warn_of_few_tokens([made[layer.name][1] for layer in found])
     else:
         for layer in found:
-            made[layer.name], _ = _converted(layer, method, None)
+            made[layer.name], _ = _converted(layer, method, None, None)
     for layer in found:
         stand_in, converted = stand_ins[id(layer.module)], made[layer.name][0]
         stand_in.__class__, stand_in.__dict__ = type(converted), converted.__dict__
     layers = tuple(made[layer.name][1] for layer in found)
-    return new, Report(layers, tuple(left), parameters_of(model), others)
+    return new, Report(layers, tuple(left), parameters, others, scaled.folded)
 
 
 def _converted(
-    layer: LinearLayer, method: RTN | LLMInt8 | GPTQ, known: Calibrated | None
+    layer: LinearLayer, method: Rounding | RTN | LLMInt8, known: Calibrated | None, s: Tensor | None
 ) -> tuple[tuple[nn.Module, LayerReport], Tensor | None]:
-    """The new layer and its report; and the weight it stands for, where later layers are calibrated behind it."""
+    """The new layer and its report; and the weight it stands for, where later layers are calibrated behind it.
+
+    s: what the columns of its weight were multiplied by before, [in], if they were.
+    """
     start, name, calibrated = time.perf_counter(), layer.name or "model", {}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -222,9 +231,10 @@ def _converted(
     elapsed = time.perf_counter() - start
     if known is not None:
         total = squared_output(layer.weight, known.stats.gram) or 1.0
+        s = layer.weight.new_ones(layer.weight.shape[1]) if s is None else s.to(layer.weight)
+        nearest = quantize(layer.weight / s, method.grid).dequantize() * s
         lost, by_rounding = (
-            squared_output(layer.weight - each.dequantize(), known.stats.gram) / total
-            for each in (q, quantize(layer.weight, method.grid))
+            squared_output(layer.weight - each, known.stats.gram) / total for each in (q.dequantize(), nearest)
         )
         calibrated = {"tokens": known.stats.tokens, "damping": damping}
         calibrated |= {"output_error": lost, "rounding_error": by_rounding}

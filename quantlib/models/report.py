@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 from quantlib.models.linears import Uncovered
+
+BLOCK = r"(?<=\.)\d+(?=\.)"  # the number of a block in a name
 
 
 @dataclass(frozen=True)
@@ -14,9 +18,9 @@ class LayerReport:
 
     Of a method that reads text also:
     tokens          how many reached the layer
-    damping         what was used, as a share of the mean of H's diagonal
+    damping         what was used, as a share of the mean of H's diagonal; None of a method that uses none
     output_error    the share of the layer's squared output on that text that is lost (quantlib.methods.gptq)
-    rounding_error  the same, if the weight were rounded to nearest
+    rounding_error  the same, if the weight were rounded to nearest, without scaling it before
     """
 
     name: str
@@ -38,12 +42,14 @@ class Report:
 
     parameters  floating-point ones of the whole model, each counted once
     uncovered   large ones among them that no rule covers (quantlib.models.linears.uncovered)
+    folded      where scales went (quantlib.models.folding): (layers, where)
     """
 
     layers: tuple[LayerReport, ...]
     left: tuple[tuple[str, str], ...]
     parameters: int
     uncovered: tuple[Uncovered, ...]
+    folded: tuple[tuple[str, str], ...] = ()
 
     @property
     def bytes_before(self) -> int:
@@ -73,7 +79,7 @@ class Report:
         worst = [f"  {layer.error:8.4f}  {layer.name} {list(layer.shape)}" for layer in ranked[:5]]
         words = [f"  left as it was: {name}, {why}" for name, why in self.left]
         words += [f"  left as it was: {each}, which no rule covers" for each in self.uncovered]
-        return "\n".join([head, *self._calibration(), "largest relative errors of a weight:", *worst, *words])
+        return "\n".join([head, *self._calibration(), *self._folding(), "largest relative errors of a weight:", *worst, *words])
 
     def _calibration(self) -> list[str]:
         read = [layer for layer in self.layers if layer.tokens]
@@ -81,8 +87,14 @@ class Report:
             return []
         tokens = sorted({layer.tokens for layer in read})
         gain = statistics.median(l.output_error / l.rounding_error for l in read if l.rounding_error) if read else 0.0
+        dampings = [layer.damping for layer in read if layer.damping is not None]
         return [
             f"read {' to '.join(f'{n:,}' for n in dict.fromkeys((tokens[0], tokens[-1])))} tokens a layer; "
-            f"damping up to {max(layer.damping for layer in read):g}; "
-            f"error of the outputs, median over layers: {gain:.2f} of rounding's"
+            + (f"damping up to {max(dampings):g}; " if dampings else "")
+            + f"error of the outputs, median over layers: {gain:.2f} of rounding's"
         ]
+
+    def _folding(self) -> list[str]:
+        """Where scales went, layers in the same place of different blocks in one line."""
+        places = Counter(tuple(re.sub(BLOCK, "*", words) for words in pair) for pair in self.folded)
+        return [f"  scale of {readers} ({count}×): {where}" for (readers, where), count in places.items()]
