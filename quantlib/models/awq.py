@@ -81,9 +81,10 @@ class AWQ:
             if fold.source is None:
                 continue
             weights, known = zip(*((by_name[name].weight, stats[name]) for name in fold.readers), strict=True)
-            found = awq_scale(
-                weights, known, self.grid, family=self.family, alphas=self.alphas, shared=fold.channel
-            )
+            try:
+                found = awq_scale(weights, known, self.grid, family=self.family, alphas=self.alphas, shared=fold.channel)
+            except ValueError as error:
+                raise ValueError(f"{_words(fold)[0]}: {error}") from error
             s = fold_in(twin, fold, found.s)
             scales |= dict.fromkeys(fold.readers, s)
             divided: dict[int, InputStats] = {}  # layers that share statistics go on sharing them

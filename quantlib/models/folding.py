@@ -100,11 +100,12 @@ def _divide_rows(layer: nn.Module, channel: Tensor, s: Tensor) -> None:
 
 def _divide_gain(norm: nn.Module, s: Tensor) -> Tensor:
     """The gain of a norm that multiplies by weight, or by 1 + weight (Gemma), divided by s; s as it came out."""
-    offset = _gain_offset(norm)
-    gain = norm.weight.detach().float() + offset
-    norm.weight = _parameter(gain / s.to(gain) - offset, norm.weight)
-    kept = norm.weight.float() + offset
-    s = torch.where((gain != 0) & (kept != 0), gain / torch.where(kept == 0, 1.0, kept), 1.0)
+    offset, old = _gain_offset(norm), norm.weight.detach()
+    gain = old.float() + offset
+    new = (gain / s.to(gain) - offset).to(old.dtype)
+    new = torch.where((gain == 0) | (new.float() + offset == 0), old, new)  # a channel that dies stays as it was
+    s = torch.where(gain == 0, 1.0, gain / (new.float() + offset))
+    norm.weight = _parameter(new, norm.weight)
     if getattr(norm, "bias", None) is not None:
         norm.bias = _parameter(norm.bias.float() / s, norm.bias)
     return s
