@@ -76,15 +76,20 @@ class AWQ:
         others = [layer.name for layer in linear_layers(model, ())[0] if layer.name not in by_name]
         stats = collect_stats(model, windows, skip=others, through_attention=self.through_attention)
         folds = find_folds(model, list(by_name), checked_windows(model, windows)[0][:PROBE])
-        twin, scales = twin_of(model), {}
+        twin, scales, folded = twin_of(model), {}, []
         for fold in progress(folds, "AWQ", "scale"):
             if fold.source is None:
+                folded.append((_readers(fold), "no scale: nothing before it takes one"))
                 continue
             weights, known = zip(*((by_name[name].weight, stats[name]) for name in fold.readers), strict=True)
             try:
                 found = awq_scale(weights, known, self.grid, family=self.family, alphas=self.alphas, shared=fold.channel)
             except ValueError as error:
-                raise ValueError(f"{_words(fold)[0]}: {error}") from error
+                raise ValueError(f"{_readers(fold)}: {error}") from error
+            if bool((found.s == 1).all()):
+                folded.append((_readers(fold), "no scale: none loses less"))
+                continue
+            folded.append((_readers(fold), f"into {fold.source}"))
             s = fold_in(twin, fold, found.s)
             scales |= dict.fromkeys(fold.readers, s)
             divided: dict[int, InputStats] = {}  # layers that share statistics go on sharing them
@@ -93,7 +98,7 @@ class AWQ:
                 divided.setdefault(key, stats[name].divided_by(s))
                 stats[name] = divided[key]
         rounding = _ToNearest(self, stats) if self.then is None else self.then
-        return Scaled(twin, rounding, scales, tuple(_words(fold) for fold in folds))
+        return Scaled(twin, rounding, scales, tuple(folded))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +131,5 @@ class _ToNearest:
             replace(Calibrated(layer.name, self.stats[layer.name], None))
 
 
-def _words(fold: Fold) -> tuple[str, str]:
-    readers = ", ".join([fold.readers[0], *(name.rpartition(".")[2] for name in fold.readers[1:])])
-    return readers, "no scale: nothing before it takes one" if fold.source is None else f"into {fold.source}"
+def _readers(fold: Fold) -> str:
+    return ", ".join([fold.readers[0], *(name.rpartition(".")[2] for name in fold.readers[1:])])

@@ -162,13 +162,11 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    reads = isinstance(method, GPTQ | AWQ)
+    reads, name = isinstance(method, GPTQ | AWQ), type(method).__name__
     if windows is not None and not reads:
-        raise ValueError(f"windows: {type(method).__name__} reads no calibration text: leave it out")
+        raise ValueError(f"windows: {name} reads no calibration text: leave it out")
     if windows is None and reads:
-        raise ValueError(
-            f"windows: {type(method).__name__} reads calibration text: pass token_windows(text, tokenizer, ...)"
-        )
+        raise ValueError(f"windows: {name} reads calibration text: pass token_windows(text, tokenizer, ...)")
     found, left = linear_layers(model, tuple(skip))
     if not found:
         raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
@@ -186,7 +184,7 @@ def quantize_model(
     made: dict[str, tuple[nn.Module, LayerReport]] = {}
     if reads:
         by_name = {layer.name: layer for layer in found}
-        with progress(found, type(method).__name__, "layer") as bar:
+        with progress(found, name, "layer") as bar:
 
             def replace(known: Calibrated) -> Tensor:
                 layer = by_name[known.name]
@@ -256,7 +254,7 @@ def _warn_of_few_tokens(reports: list[LayerReport]) -> None:
     if few:
         warnings.warn(
             f"{few[0].name or 'model'} read {few[0].tokens} tokens, fewer than its {few[0].shape[1]} inputs "
-            f"({len(few)} layers): H is singular there, and damping decides what the text does not; calibrate on more",
+            f"({len(few)} layers): H is singular there: of what the text does not show nothing is known; calibrate on more",
             stacklevel=3,
         )
 
