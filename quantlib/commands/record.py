@@ -15,6 +15,7 @@ import argparse
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -108,7 +109,8 @@ def miniature_of(which: Experiment) -> dict[str, object] | None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so little work is not worth sharing, and on a busy machine takes ten times as long
     try:
-        return dict(which.seeded(*[miniature()][: which.model is not None], **which.miniature))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that a text this small is too small
+            return dict(which.seeded(*[miniature()][: which.model is not None], **which.miniature))
     finally:
         torch.set_num_threads(threads)
 
