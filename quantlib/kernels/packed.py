@@ -91,8 +91,10 @@ def pack_weight(
     layout  one of LAYOUTS; by default the one whose kernels are fastest: int4pack on a CPU for 2 to 4 bits where the
             shape allows it, else rows.
 
-    Raises ValueError for a layout that cannot hold q, and for a g_idx whose groups are not equally large.
+    Raises ValueError for a layout that cannot hold q, for codes, zero points or a g_idx outside the grid, and for a
+    g_idx whose groups are not equally large.
     """
+    q.check_range()  # codes may have been written into since q was made
     device = torch.device(q.codes.device if device is None else device)
     layout = layout or best_layout(q, device)
     reason = cannot_hold(layout, q, device)
@@ -125,7 +127,7 @@ def unpack_weight(p: PackedWeight) -> QuantizedTensor:
         g_idx = torch.empty_like(p.order)
         g_idx[order] = torch.arange(p.in_features, device=order.device, dtype=torch.int32) // p.group_size
     own = (None if t is None else t.clone(memory_format=torch.contiguous_format) for t in (scale, zero_point))
-    return QuantizedTensor(codes, *own, g_idx, p.grid)
+    return QuantizedTensor.of_clamped(codes, *own, g_idx, p.grid)
 
 
 def best_layout(q: QuantizedTensor, device: torch.device) -> str:

@@ -207,7 +207,8 @@ def _ends(columns: int) -> Tensor:
 
 def _magnitude(q: QuantizedTensor) -> Tensor:
     """(|code| + |zero_point|) · scale, float64 [out, in]."""
-    apart = QuantizedTensor(q.codes.clamp(min=-127).abs(), q.scale, None, None, replace(q.grid, symmetric=True))
+    bytes_ = replace(q.grid, bits=8, symmetric=True, narrow_range=False)  # |code| may lie beyond the grid
+    apart = QuantizedTensor(q.codes.clamp(min=-127).abs(), q.scale, None, None, bytes_)
     size = apart.dequantize(torch.float64)
     if q.zero_point is None:
         return size

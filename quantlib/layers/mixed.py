@@ -123,7 +123,7 @@ def quantize_in_pieces(x: Tensor, threshold: float | None, outliers: Tensor) -> 
     rows = max(1, CHUNK_BYTES // (4 * max(1, x.shape[1])))
     parts = [quantize_rows(chunk, threshold, outliers) for chunk in x.split(rows)] or [quantize_rows(x)]
     codes, scales = (torch.cat(tensors) for tensors in zip(*((part.codes, part.scale) for part in parts), strict=True))
-    return QuantizedTensor(codes, scales, None, None, ROW_INT8)
+    return QuantizedTensor.of_clamped(codes, scales, None, None, ROW_INT8)
 
 
 def mixed_product(x: Tensor, packed: PackedWeight, threshold: float | None, float_weight: Tensor | None) -> Tensor:

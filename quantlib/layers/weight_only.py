@@ -160,11 +160,8 @@ class QuantizedLinear(nn.Module):
             self._hold(self._with({part: moved(t) for part, t in self._parts().items()}))
         else:
             q = self.quantized()
-            self._hold(
-                pack_weight(
-                    QuantizedTensor(moved(q.codes), moved(q.scale), moved(q.zero_point), moved(q.g_idx), q.grid)
-                )
-            )
+            parts = (moved(t) for t in (q.codes, q.scale, q.zero_point, q.g_idx))
+            self._hold(pack_weight(QuantizedTensor.of_clamped(*parts, q.grid)))
         return self
 
     # --- state_dict: the same bytes on every machine
@@ -240,16 +237,9 @@ def quantized_from(parts: dict[str, Tensor]) -> QuantizedTensor:
     if codes.shape[0] != out:
         raise ValueError(f"codes have {codes.shape[0]} rows, grid says {out}: the checkpoint is truncated")
     scale = parts["scale"]
-    q = QuantizedTensor(codes, scale, parts.get("zero_point"), parts.get("g_idx"), grid)
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise ValueError("a scale is not a positive number: the checkpoint is damaged")
-    for name, values, low, high in (
-        ("codes", codes, grid.qmin, grid.qmax),
-        ("zero_point", q.zero_point, grid.qmin, grid.qmax),
-    ):
-        if values is not None and values.numel() and not (low <= int(values.min()) and int(values.max()) <= high):
-            raise ValueError(f"{name} reach beyond {low} to {high}: the checkpoint is damaged")
-    groups = scale.shape[1]
-    if q.g_idx is not None and q.g_idx.numel() and not (0 <= int(q.g_idx.min()) and int(q.g_idx.max()) < groups):
-        raise ValueError(f"g_idx reaches beyond the {groups} groups: the checkpoint is damaged")
-    return q
+    try:
+        return QuantizedTensor(codes, scale, parts.get("zero_point"), parts.get("g_idx"), grid)
+    except ValueError as error:
+        raise ValueError(f"{error}: the checkpoint is damaged") from error

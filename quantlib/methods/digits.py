@@ -23,7 +23,7 @@ def digits(x: Tensor, count: int) -> list[QuantizedTensor]:
     found = []
     for _ in range(count):
         codes = (rest / step).round_().clamp_(ROW_INT8.qmin, ROW_INT8.qmax)
-        found.append(QuantizedTensor(codes.to(torch.int8), step, None, None, ROW_INT8))
+        found.append(QuantizedTensor.of_clamped(codes.to(torch.int8), step, None, None, ROW_INT8))
         rest = rest - codes * step
         step = (step / (2 * ROW_INT8.qmax)).clamp(min=torch.finfo(step.dtype).tiny)
     return found

@@ -71,7 +71,7 @@ def quantize_rows(x: Tensor, threshold: float | None = None, outliers: Tensor | 
     codes = (values / scale).nan_to_num_(0.0).round_().clamp_(ROW_INT8.qmin, ROW_INT8.qmax).to(torch.int8)
     if threshold is not None:
         codes.masked_fill_(outliers, 0)
-    return QuantizedTensor(codes, scale, None, None, ROW_INT8)
+    return QuantizedTensor.of_clamped(codes, scale, None, None, ROW_INT8)
 
 
 def matmul_mixed(x: Tensor, w: QuantizedTensor, threshold: float | None, float_weight: Tensor | None = None) -> Tensor:

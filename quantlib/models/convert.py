@@ -281,7 +281,7 @@ def _relative_error(weight: Tensor, q: QuantizedTensor) -> float:
     """‖W − Ŵ‖/‖W‖ over all weights, a few rows at a time."""
     missed = total = 0.0
     for rows, codes, number in _by_rows(weight, q):
-        part = QuantizedTensor(codes, *number, q.g_idx, q.grid).dequantize()
+        part = QuantizedTensor.of_clamped(codes, *number, q.g_idx, q.grid).dequantize()
         missed += (rows.float() - part).double().square().sum().item()
         total += rows.double().square().sum().item()
     return (missed / total) ** 0.5 if total else 0.0

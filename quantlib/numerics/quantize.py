@@ -40,7 +40,7 @@ class QuantizedTensor:
                act-order); None where column j belongs to group j // group_size
     grid       the Grid that the codes belong to
 
-    Raises TypeError or ValueError if these do not fit each other.
+    Raises TypeError or ValueError if these do not fit each other, or codes, zero points or g_idx reach beyond the grid.
     """
 
     codes: Tensor
@@ -75,6 +75,37 @@ class QuantizedTensor:
             raise ValueError(
                 f"g_idx must be int32 [{self.codes.shape[1]}], got {self.g_idx.dtype} {list(self.g_idx.shape)}"
             )
+        self.check_range()
+
+    @classmethod
+    def of_clamped(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, g_idx: Tensor | None, grid: Grid
+    ) -> QuantizedTensor:
+        """The same of parts that were just clamped to the grid, or taken from a tensor that was checked: nothing is read.
+
+        To look at every code takes as long as a layer's call on a row of x.
+        """
+        new = object.__new__(cls)
+        new.__dict__.update(codes=codes, scale=scale, zero_point=zero_point, g_idx=g_idx, grid=grid)
+        return new
+
+    def check_range(self) -> None:
+        """Raises ValueError if a code or zero point lies outside the grid, or a column in no group. Reads every code."""
+        grid = self.grid
+        for name, values in (("codes", self.codes), ("zero_point", self.zero_point)):
+            if values is None or (grid.bits == 8 and not grid.narrow_range):  # int8 holds nothing else
+                continue
+            low, high = _extremes(values)
+            if low < grid.qmin or high > grid.qmax:
+                raise ValueError(
+                    f"{name} must lie in {grid.qmin} to {grid.qmax} on {grid}, got {low} to {high}: subtract "
+                    f"{2 ** (grid.bits - 1)} from codes and zero points that count from 0, or name the grid they belong to"
+                )
+        if self.g_idx is not None and self.g_idx.numel():
+            groups = grid.scale_shape(*self.codes.shape)[1]
+            low, high = _extremes(self.g_idx)
+            if low < 0 or high >= groups:
+                raise ValueError(f"g_idx must lie in 0 to {groups - 1}, one of {groups} groups, got {low} to {high}")
 
     @property
     def shape(self) -> torch.Size:
@@ -155,7 +186,7 @@ def quantize(
     codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     if w.is_meta:
         scale = torch.empty(shape, dtype=scale_dtype, device="meta")
-        return QuantizedTensor(codes, scale, None if grid.symmetric else scale.to(torch.int8), None, grid)
+        return QuantizedTensor.of_clamped(codes, scale, None if grid.symmetric else scale.to(torch.int8), None, grid)
     low, high = group_extremes(w, grid)  # [out|1, groups] each
     clip = _check_clip(clip, shape, low)
     scale, zero_point = scale_and_zero_point(low * clip, high * clip, grid, scale_dtype)
@@ -167,7 +198,7 @@ def quantize(
             grid,
             out=codes[rows],
         )
-    return QuantizedTensor(codes, scale, zero_point, None, grid)
+    return QuantizedTensor.of_clamped(codes, scale, zero_point, None, grid)
 
 
 def mse_clip(w: Tensor, grid: Grid, *, scale_dtype: torch.dtype = torch.float16) -> Tensor:
@@ -198,6 +229,11 @@ def mse_clip(w: Tensor, grid: Grid, *, scale_dtype: torch.dtype = torch.float16)
         else:
             clip[rows] = ratios[errors.argmin(0)]
     return ratios[of_tensor.argmin()].reshape(1, 1) if grid.group_size == "tensor" else clip
+
+
+def _extremes(values: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of integers; 0 where there are none, or none that are known."""
+    return tuple(int(v) for v in values.aminmax()) if values.numel() and not values.is_meta else (0, 0)
 
 
 def _check_weight(w: Tensor) -> None:
