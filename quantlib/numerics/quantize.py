@@ -81,16 +81,16 @@ class QuantizedTensor:
     def of_clamped(
         cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, g_idx: Tensor | None, grid: Grid
     ) -> QuantizedTensor:
-        """The same of parts that were just clamped to the grid, or taken from a tensor that was checked: nothing is read.
+        """The same of parts that were just clamped to the grid, or belong to a tensor that was checked: nothing is read.
 
-        To look at every code takes as long as a layer's call on a row of x.
+        To look at every code of an activation would cost a layer's call some per cent.
         """
         new = object.__new__(cls)
         new.__dict__.update(codes=codes, scale=scale, zero_point=zero_point, g_idx=g_idx, grid=grid)
         return new
 
     def check_range(self) -> None:
-        """Raises ValueError if a code or zero point lies outside the grid, or a column in no group. Reads every code."""
+        """Raises ValueError if a code or zero point lies outside the grid, or a column in no group. Reads all codes."""
         grid = self.grid
         for name, values in (("codes", self.codes), ("zero_point", self.zero_point)):
             if values is None or (grid.bits == 8 and not grid.narrow_range):  # int8 holds nothing else
@@ -98,8 +98,9 @@ class QuantizedTensor:
             low, high = _extremes(values)
             if low < grid.qmin or high > grid.qmax:
                 raise ValueError(
-                    f"{name} must lie in {grid.qmin} to {grid.qmax} on {grid}, got {low} to {high}: subtract "
-                    f"{2 ** (grid.bits - 1)} from codes and zero points that count from 0, or name the grid they belong to"
+                    f"{name} must lie in {grid.qmin} to {grid.qmax} on {grid}, got {low} to {high}: "
+                    f"subtract {2 ** (grid.bits - 1)} from codes and zero points that count from 0, "
+                    "or name the grid that they belong to"
                 )
         if self.g_idx is not None and self.g_idx.numel():
             groups = grid.scale_shape(*self.codes.shape)[1]
