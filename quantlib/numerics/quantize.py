@@ -81,7 +81,7 @@ class QuantizedTensor:
     def of_clamped(
         cls, codes: Tensor, scale: Tensor, zero_point: Tensor | None, g_idx: Tensor | None, grid: Grid
     ) -> QuantizedTensor:
-        """The same of parts that were just clamped to the grid, or belong to a tensor that was checked: nothing is read.
+        """The same of parts that were just clamped to the grid, or belong to a checked tensor: nothing is read.
 
         To look at every code of an activation would cost a layer's call some per cent.
         """
