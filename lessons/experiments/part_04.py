@@ -7,8 +7,7 @@ from torch import nn
 
 from quantlib import GPTQ, RTN, Grid, collect_stats, gptq_quantize, load_lesson_model, load_text, output_error
 from quantlib import perplexity, quantize, quantize_model, token_windows
-from quantlib.layers.weight_only import QuantizedLinear
-from quantlib.models.linears import twin_of
+from quantlib.models.linears import dequantized, twin_of
 from quantlib.records import experiment, load_record
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -49,18 +48,6 @@ def texts():
     validation = load_text("wikitext-2", "validation")
     end = len(validation) * 9 // 10
     return validation[:end], validation[end:], load_text("wikitext-2", "test")
-
-
-def dequantized(model):
-    """The model with float layers in place of its quantized ones, so that what it answers depends on no kernel."""
-    layers = {}
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLinear):
-            linear = nn.Linear(layer.in_features, layer.out_features, False)
-            linear.weight = nn.Parameter(layer.quantized().dequantize(next(model.parameters()).dtype), False)
-            linear.bias = layer.bias
-            layers[id(layer)] = linear
-    return twin_of(model, layers)
 
 
 def quantized(model, row, windows):

@@ -152,6 +152,22 @@ def twin_of(model: nn.Module, replaced: dict[int, nn.Module] | None = None) -> n
         ) from error
 
 
+def dequantized(model: nn.Module) -> nn.Module:
+    """The model with float layers, in its dtype, in place of its quantized ones: what it answers depends on no kernel.
+
+    The floats take the memory that quantizing had saved; everything else is shared with the model.
+    """
+    layers: dict[int, nn.Module] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            weight = layer.quantized().dequantize(next(model.parameters()).dtype)  # [out, in]
+            linear = nn.Linear(layer.in_features, layer.out_features, False, device="meta")
+            linear.weight = nn.Parameter(weight, False)
+            linear.bias = layer.bias
+            layers[id(layer)] = linear
+    return twin_of(model, layers)
+
+
 def _own(parameter: nn.Parameter) -> nn.Parameter:
     """Another Parameter over the same memory, so that .to() and gradients of one are not the other's."""
     own = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
