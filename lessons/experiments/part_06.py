@@ -87,12 +87,20 @@ def perplexity_by_text(loaded, rows, *, count=8, seed=0, windows=8, window=1024)
         }
 
 
-CUTS = "1024", "256", "64", "1024, BOS", "64, BOS", "64, attention"
+def padded_lines(loaded, text, count, length, pad):
+    """A recipe that circulates: the first lines of a text, each by itself, filled up: [count, length]."""
+    rows = [loaded.tokenizer.encode(line, add_special_tokens=False)[:length] for line in text.split("\n")[:count]]
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+
+
+CUTS = "1024", "256", "64", "1024, BOS", "64, BOS", "64, attention", "64, lines padded", "64, lines"
 
 
 @experiment(rows=CUTS, model=MODEL, miniature={"tokens": 128, "windows": 2, "window": 64})
 def perplexity_by_cut(loaded, rows, *, tokens=8192, seed=0, windows=8, window=1024):
-    """As many tokens of the same text, in windows of one length or another, with a BOS before each or without."""
+    """As many tokens of the same text: in windows of one length or another, after a BOS or not; or lines, filled up with
+    a token that the model takes for text, or with the one that it knows as padding, which then is left out.
+    """
     wiki, test = load_text("wikitext-2", "validation"), load_text("wikitext-2", "test")
     for row in rows:
         length, _, how = row.partition(", ")
@@ -101,6 +109,9 @@ def perplexity_by_cut(loaded, rows, *, tokens=8192, seed=0, windows=8, window=10
         if how == "BOS":
             first = torch.full((len(read), 1), loaded.model.config.bos_token_id)
             read = torch.cat([first, read[:, :-1]], dim=1)  # as long as without
+        elif how.startswith("lines"):
+            pad = 0 if how.endswith("padded") else loaded.model.config.pad_token_id or 0
+            read = padded_lines(loaded, wiki, len(read), length, pad)
         model, _ = quantize_model(loaded.model, GPTQ(Grid(4, 64), through_attention=how == "attention"), read)
         yield row, losses(loaded, model, test, windows, window)
 
