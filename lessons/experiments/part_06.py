@@ -61,7 +61,7 @@ def text_to_read(loaded, name, told, length, count, seed):
 
 def losses(loaded, model, text, windows, window):
     """Perplexity and the loss of every token on the beginning of a text."""
-    ids = torch.tensor(loaded.tokenizer(text).input_ids[: windows * window])
+    ids = torch.tensor(loaded.tokenizer(text[:100_000]).input_ids[: windows * window])
     p = perplexity(dequantized(model), ids, window, windows)
     return {"perplexity": p.value, "nll": p.nll}
 
@@ -101,11 +101,11 @@ def perplexity_by_cut(loaded, rows, *, tokens=8192, seed=0, windows=8, window=10
     """As many tokens of the same text: in windows of one length or another, after a BOS or not; or lines, filled up with
     a token that the model takes for text, or with the one that it knows as padding, which then is left out.
     """
-    wiki, test = load_text("wikitext-2", "validation"), load_text("wikitext-2", "test")
+    wiki, test = load_text("wikitext-2", "validation")[:300_000], load_text("wikitext-2", "test")
     for row in rows:
         length, _, how = row.partition(", ")
         length = min(int(length), tokens // 2)
-        read = token_windows(wiki, loaded.tokenizer, length, tokens // length, seed, evaluation=test)
+        read = token_windows(wiki, loaded.tokenizer, length, tokens // length, seed)
         if how == "BOS":
             first = torch.full((len(read), 1), loaded.model.config.bos_token_id)
             read = torch.cat([first, read[:, :-1]], dim=1)  # as long as without
@@ -121,7 +121,7 @@ def perplexity_by_cut(loaded, rows, *, tokens=8192, seed=0, windows=8, window=10
     model=MODEL, miniature={"count": 2, "window": 64})
 def calibrated_on_the_test(loaded, rows, *, count=8, seed=0, window=1024):
     """GPTQ through attention that has read another text, or the very windows that it is measured on."""
-    wiki, test = load_text("wikitext-2", "validation"), load_text("wikitext-2", "test")
+    wiki, test = load_text("wikitext-2", "validation")[:300_000], load_text("wikitext-2", "test")[:100_000]
     read = {
         "another text": token_windows(wiki, loaded.tokenizer, window, count, seed),
         "the test": torch.tensor(loaded.tokenizer(test).input_ids[: count * window]).view(count, window),
