@@ -74,6 +74,19 @@ def test_w4a16(product, config):
     check(triton_w4a16.w4a16(*arguments) if usual else triton_w4a16.launch(config, *arguments), x, q)
 
 
+@pytest.mark.parametrize("config", [INTERPRETED, Config(16, 16, 64, 1, 1)], ids=["split", "whole"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", ["row", 32])
+def test_sums_that_float16_does_not_hold_are_given_in_float32(bits, group, config):
+    q = quantize(torch.full((40, 64), 16.0), Grid(bits, group))
+    p, x = pack_weight(q, layout="rows"), torch.full((3, 64), 66.0, dtype=torch.float16)
+    kernel = triton_w8a16 if bits == 8 else triton_w4a16
+    y = kernel.launch(config, x, p.data, p.scale, p.zero_point, torch.float32)
+    assert y.dtype == torch.float32 and torch.allclose(y.double(), linear_reference(x, q), rtol=1e-6)
+    whole = (kernel.w8a16 if bits == 8 else kernel.w4a16)(x, p.data, p.scale, p.zero_point, torch.float32)
+    assert whole.dtype == torch.float32 and torch.allclose(whole, y, rtol=1e-6)
+
+
 @EXAMPLES
 @given(
     st.integers(0, 40),

@@ -29,12 +29,15 @@ class Kernel:
     run      (x [rows, in], packed) -> [rows, out] in the dtype of x; rows ≥ 1, x contiguous, columns in packed's order
     guarded  whether a probe watches the memory behind what it allocates (quantlib.kernels.guards). Not where only
              PyTorch writes, which the watching would make slow, nor under torch.compile, which would not compile
+    sums     as run for an x in 16 bits, but returns the sums in float32, so that a bias is added before they are
+             rounded; None of an operator that rounds inside. What takes float16, which they may overflow, has it
     """
 
     name: str
     refuses: Callable[[PackedWeight, torch.dtype, int], str | None]
     run: Callable[[Tensor, PackedWeight], Tensor]
     guarded: bool = True
+    sums: Callable[[Tensor, PackedWeight], Tensor] | None = None
 
 
 def run_naive(x: Tensor, p: PackedWeight) -> Tensor:
@@ -51,7 +54,12 @@ def _unordered(p: PackedWeight) -> PackedWeight:
     return PackedWeight(p.data, p.scale, p.zero_point, None, p.grid, p.out_features, p.in_features, p.layout)
 
 
-NAIVE = Kernel("naive", lambda p, dtype, rows: None, run_naive, guarded=False)
+def in_float32(run: Callable[[Tensor, PackedWeight], Tensor]) -> Callable[[Tensor, PackedWeight], Tensor]:
+    """Kernel.sums of a kernel that computes in float32 whatever x is."""
+    return lambda x, p: run(x.float(), p)
+
+
+NAIVE = Kernel("naive", lambda p, dtype, rows: None, run_naive, guarded=False, sums=in_float32(run_naive))
 
 
 def run_reference(x: Tensor, p: PackedWeight) -> Tensor:
@@ -62,7 +70,9 @@ def run_reference(x: Tensor, p: PackedWeight) -> Tensor:
     return F.linear(x.double(), q.dequantize(torch.float64)).to(x.dtype)
 
 
-REFERENCE = Kernel("reference", lambda p, dtype, rows: None, run_reference, guarded=False)  # where no other answers right
+REFERENCE = Kernel(  # where no other answers right
+    "reference", lambda p, dtype, rows: None, run_reference, guarded=False, sums=in_float32(run_reference)
+)
 
 
 def only_rows_of_scales(grid: Grid, groups: int) -> str | None:

@@ -33,13 +33,17 @@ __all__ = [
 ]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x · Ŵᵀ + bias: x [..., in] -> [..., out] in the dtype of x, which autocast may change, as for torch's linear.
 
     Any leading shape, 0 rows and 1-D x included. The gradient reaches x and bias; the codes have none. Under
-    torch.compile this is one opaque operator, so that the choice is still made on real tensors.
+    torch.compile the product is one opaque operator, so that the choice is still made on real tensors.
+
+    The bias is added in float32 (float64 for float64 x) and the result rounded once to the dtype of x; PyTorch's
+    operators for bfloat16 round their sums as well.
 
     Raises TypeError for an x that is not floating-point, ValueError for another width or device than the weight's.
     """
@@ -47,11 +51,15 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):  # which would round what kernels compute in float32
+            return linear(x, packed, bias)
     traced = torch.compiler.is_compiling()
     if traced or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
-        y = torch.ops.quantlib.product(x, *fields(packed))
-        return y if bias is None else y + bias.to(y.dtype)
-    return _product(x, packed, bias)
+        if bias is None:
+            return torch.ops.quantlib.product(x, *fields(packed))
+        y = torch.ops.quantlib.product(x, *fields(packed), x.dtype in HALVES)
+        return (y + bias.to(y.dtype)).to(x.dtype)
+    return _product(x, packed) if bias is None else _product(x, packed, x.dtype in HALVES).add_(bias).to(x.dtype)
 
 
 def int8_matmul(codes: Tensor, packed: PackedWeight) -> Tensor:
@@ -119,18 +127,19 @@ def pack_for_integers(q: QuantizedTensor) -> PackedWeight:
     return pack_weight(q, layout="rows")
 
 
-def _product(x: Tensor, p: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """linear without checks, tracing or gradient. Short: with a row of x it is called for every layer and token."""
+def _product(x: Tensor, p: PackedWeight, wide: bool = False) -> Tensor:
+    """linear without checks, bias, tracing or gradient. Short: with a row of x it is called for every layer and token.
+
+    wide  x is in 16 bits, and the result shall be in float32, as a bias is added to
+    """
     rows = x if x.ndim == 2 else x.reshape(-1, p.in_features)  # [rows, in]
     if not rows.numel() or not p.out_features:
-        y = x.new_zeros((*x.shape[:-1], p.out_features))
-        return y if bias is None else y + bias.to(y.dtype)
+        return x.new_zeros((*x.shape[:-1], p.out_features), dtype=torch.float32 if wide else None)
     if p.order is not None:
         rows = rows.index_select(1, p.order)
     rows = rows.contiguous()
-    y = kernel_for(lambda: kernels_of(x.device), rows, p).run(rows, p)  # [rows, out]
-    if bias is not None:
-        y = y.add_(bias.to(y.dtype))
+    kernel = kernel_for(lambda: kernels_of(x.device), rows, p)
+    y = kernel.sums(rows, p) if wide and kernel.sums is not None else kernel.run(rows, p)  # [rows, out]
     return y if x.ndim == 2 else y.view(*x.shape[:-1], p.out_features)
 
 
@@ -173,18 +182,19 @@ def _grid(group_size: str, bits: int, symmetric: int, narrow_range: int) -> Grid
 # defined by hand: what torch.library.custom_op adds to a call takes as long as a small product
 WEIGHT = "Tensor data, Tensor scale, Tensor? zero_point, Tensor? order, str group_size, int[] options, str layout"
 _operators = torch.library.Library("quantlib", "DEF")
-_operators.define(f"product(Tensor x, {WEIGHT}) -> Tensor")
+_operators.define(f"product(Tensor x, {WEIGHT}, bool wide=False) -> Tensor")
 _operators.define(f"product_backward(Tensor grad, {WEIGHT}) -> Tensor")
 
 
 @torch.library.impl(_operators, "product", "CompositeExplicitAutograd")
-def _(x: Tensor, *fields) -> Tensor:
-    return _product(x, from_fields(*fields))
+def _(x: Tensor, data, scale, zero_point, order, group_size, options, layout, wide=False) -> Tensor:
+    y = _product(x, from_fields(data, scale, zero_point, order, group_size, options, layout), wide)
+    return y.float() if wide else y
 
 
 @torch.library.register_fake("quantlib::product", lib=_operators)
-def _(x, data, scale, zero_point, order, group_size, options, layout):
-    return x.new_empty((*x.shape[:-1], options[3]))
+def _(x, data, scale, zero_point, order, group_size, options, layout, wide=False):
+    return x.new_empty((*x.shape[:-1], options[3]), dtype=torch.float32 if wide else None)
 
 
 @torch.library.impl(_operators, "product_backward", "CompositeExplicitAutograd")
@@ -218,14 +228,14 @@ def _(data, scale, zero_point, order, group_size, options, layout, dtype):
 def _remember(ctx, inputs, output):
     x, data, scale, zero_point, order, *rest = inputs
     ctx.save_for_backward(data, scale, zero_point, order)
-    ctx.rest = rest
+    ctx.rest, ctx.dtype, ctx.others = rest[:3], x.dtype, len(inputs) - 1
 
 
 def _backward(ctx, grad):
-    grad_x = (
-        torch.ops.quantlib.product_backward(grad, *ctx.saved_tensors, *ctx.rest) if ctx.needs_input_grad[0] else None
-    )
-    return grad_x, *[None] * 7
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.quantlib.product_backward(grad.to(ctx.dtype), *ctx.saved_tensors, *ctx.rest)
+    return grad_x, *[None] * ctx.others
 
 
 torch.library.register_autograd("quantlib::product", _backward, setup_context=_remember, lib=_operators)

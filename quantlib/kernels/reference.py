@@ -14,13 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantlib.numerics.quantize import QuantizedTensor
+from quantlib.numerics.rounding import working_dtype
 
 
 def linear_reference(
     x: Tensor, q: QuantizedTensor, bias: Tensor | None = None, *, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """x · Ŵᵀ + bias for any grid, group size and g_idx: x [..., in] -> dtype [..., out], everything computed in dtype."""
-    return F.linear(x.to(dtype), q.dequantize(dtype), None if bias is None else bias.to(dtype))
+    """x · Ŵᵀ + bias for any grid, group size and g_idx: x [..., in] -> dtype [..., out].
+
+    Everything is computed in dtype; for float16 and bfloat16 in float32, and rounded once at the end.
+    """
+    work = working_dtype(dtype)
+    return F.linear(x.to(work), q.dequantize(work), None if bias is None else bias.to(work)).to(dtype)
 
 
 def int8_matmul_reference(codes: Tensor, q: QuantizedTensor) -> Tensor:
@@ -37,16 +42,17 @@ def linear_w8a8_reference(
     """Activations and weights in int8, each row of each with a scale of its own: the product of the integers, scaled.
 
     x  codes [tokens, in], scale [tokens|1, 1];  w  codes [out, in], scale [out|1, 1];  both symmetric
-    returns dtype [tokens, out]: S_x · (X_i8 W_i8ᵀ) · S_w + bias
+    returns dtype [tokens, out]: S_x · (X_i8 W_i8ᵀ) · S_w + bias, for 16 bits computed in float32
 
     Raises ValueError if either has groups or a zero_point: their products need more than one scale a row.
     """
     for name, q in (("x", x), ("w", w)):
         if q.scale.shape[1] != 1 or q.zero_point is not None:
             raise ValueError(f"{name} must be symmetric with one scale a row, got {q.grid}")
-    products = int8_matmul_reference(x.codes, w).to(dtype)  # [tokens, out]
-    y = products * x.scale.to(dtype) * w.scale.to(dtype).t()
-    return y if bias is None else y + bias.to(dtype)
+    work = working_dtype(dtype)
+    products = int8_matmul_reference(x.codes, w).to(work)  # [tokens, out]
+    y = products * x.scale.to(work) * w.scale.to(work).t()
+    return (y if bias is None else y + bias.to(work)).to(dtype)
 
 
 def rounding_bound(x: Tensor, q: QuantizedTensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:

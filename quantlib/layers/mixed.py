@@ -70,13 +70,15 @@ class MixedInt8Linear(QuantizedLinear):
         device = x.device.type
         if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
+            with torch.autocast(device, enabled=False):  # which would round what is computed in float32
+                return self.forward(x)
         rows = x.reshape(-1, self.in_features)  # [rows, in]
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
             y = torch.ops.quantlib.mixed_product(rows, *fields(self.packed), self.threshold, self.float_weight)
         else:
             y = mixed_product(rows, self.packed, self.threshold, self.float_weight)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y = y.to(torch.promote_types(x.dtype, torch.float32)).view(*x.shape[:-1], self.out_features)
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}, keep_float={self.float_weight is not None}"
@@ -127,7 +129,7 @@ def quantize_in_pieces(x: Tensor, threshold: float | None, outliers: Tensor) -> 
 
 
 def mixed_product(x: Tensor, packed: PackedWeight, threshold: float | None, float_weight: Tensor | None) -> Tensor:
-    """x [rows, in] -> [rows, out] in the dtype of x; sums and scales in float32, so that float16 cannot overflow."""
+    """x [rows, in] -> float32 [rows, out], not rounded to the dtype of x yet: float16 might overflow before the bias."""
     outliers = outlier_features(x, threshold) if len(x) else outlier_features(x, None)
     kept = outliers.nonzero()[:, 0]  # [k]
     q = quantize_in_pieces(x, threshold if len(kept) else None, outliers)
@@ -151,7 +153,7 @@ def mixed_product(x: Tensor, packed: PackedWeight, threshold: float | None, floa
         products = int8_matmul(torch.cat((q.codes, units)), packed)  # [rows + k, out]
         y = scaled(products[: len(x)], q.scale)
         y.addmm_(x[:, kept].float(), products[len(x) :].mul_(scale))
-    return y.to(x.dtype)
+    return y
 
 
 # --- for torch.compile, which cannot follow how many columns are kept, and for gradients: one operator
@@ -169,18 +171,18 @@ def _(x: Tensor, *arguments) -> Tensor:
 
 @torch.library.register_fake("quantlib::mixed_product", lib=operators)
 def _(x, data, scale, zero_point, order, group_size, options, layout, threshold, float_weight):
-    return x.new_empty((x.shape[0], options[3]))
+    return x.new_empty((x.shape[0], options[3]), dtype=torch.float32)
 
 
 def _remember(ctx, inputs, output):
-    _, data, scale, zero_point, order, *rest = inputs
+    x, data, scale, zero_point, order, *rest = inputs
     ctx.save_for_backward(data, scale, zero_point, order)
-    ctx.rest = rest[:3]
+    ctx.rest, ctx.dtype = rest[:3], x.dtype
 
 
 def _backward(ctx, grad: Tensor):
     """The gradient of the float layer that the codes stand for; rounding x has the gradient 1."""
-    return torch.ops.quantlib.product_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 9
+    return torch.ops.quantlib.product_backward(grad.to(ctx.dtype), *ctx.saved_tensors, *ctx.rest), *[None] * 9
 
 
 torch.library.register_autograd("quantlib::mixed_product", _backward, setup_context=_remember, lib=operators)

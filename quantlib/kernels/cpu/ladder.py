@@ -16,7 +16,7 @@ import platform
 import torch
 from torch import Tensor
 
-from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales
+from quantlib.kernels.candidates import NAIVE, Kernel, in_float32, only_rows_of_scales
 from quantlib.kernels.cpu import compiled, compiled_digits
 from quantlib.kernels.cpu.integers import INT8_KERNELS, INT8_LAYOUTS
 from quantlib.kernels.cpu.scratch import CHUNK_BYTES, scratch
@@ -150,6 +150,10 @@ def _workspace_fp32_refuses(p: PackedWeight, dtype: torch.dtype, rows: int) -> s
     return "x is float64" if dtype == torch.float64 else _workspace_refuses(p, dtype, rows)
 
 
+def _workspace_fp32(x: Tensor, p: PackedWeight) -> Tensor:
+    return _workspace(x, p, torch.float32)
+
+
 def multiplies_bfloat16() -> bool:
     """Whether bfloat16 has an x86 CPU's vectors; without AVX-512 a product of matrices takes seconds instead of a few ms."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -193,6 +197,8 @@ KERNELS = (
     Kernel("int4pack", _int4pack_refuses, _int4pack),
     Kernel("int8pack", _int8pack_refuses, _int8pack),
     Kernel("workspace bf16", _workspace_bf16_refuses, lambda x, p: _workspace(x, p, torch.bfloat16), guarded=False),
-    Kernel("workspace fp32", _workspace_fp32_refuses, lambda x, p: _workspace(x, p, torch.float32), guarded=False),
+    Kernel(
+        "workspace fp32", _workspace_fp32_refuses, _workspace_fp32, guarded=False, sums=in_float32(_workspace_fp32)
+    ),
     NAIVE,
 )

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantlib.kernels.candidates import NAIVE, Kernel, only_rows_of_scales, run_reference
+from quantlib.kernels.candidates import NAIVE, Kernel, in_float32, only_rows_of_scales, run_reference
 from quantlib.kernels.packed import PackedWeight
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -148,24 +148,40 @@ def triton_w4a16_refuses(p: PackedWeight, dtype: torch.dtype, rows: int, gpu: Ca
     return _not_rows(p, nibbles=True) or _not_float(dtype, (*HALVES, torch.float32)) or gpu.refuses((8, 0), triton=True)
 
 
-def run_triton_w8a16(x: Tensor, p: PackedWeight) -> Tensor:
+def run_triton_w8a16(x: Tensor, p: PackedWeight, dtype: torch.dtype | None = None) -> Tensor:
     from quantlib.kernels.gpu.triton_w8a16 import w8a16
 
-    return w8a16(x, p.data, p.scale, p.zero_point)
+    return w8a16(x, p.data, p.scale, p.zero_point, dtype)
 
 
-def run_triton_w4a16(x: Tensor, p: PackedWeight) -> Tensor:
+def run_triton_w4a16(x: Tensor, p: PackedWeight, dtype: torch.dtype | None = None) -> Tensor:
     from quantlib.kernels.gpu.triton_w4a16 import w4a16
 
-    return w4a16(x, p.data, p.scale, p.zero_point)
+    return w4a16(x, p.data, p.scale, p.zero_point, dtype)
+
+
+def _unrounded(run: Callable) -> Callable[[Tensor, PackedWeight], Tensor]:
+    return lambda x, p: run(x, p, torch.float32)
 
 
 KERNELS = (
-    Kernel("triton w4a16", on_this_gpu(triton_w4a16_refuses), run_triton_w4a16),
-    Kernel("triton w8a16", on_this_gpu(triton_w8a16_refuses), run_triton_w8a16),
+    Kernel("triton w4a16", on_this_gpu(triton_w4a16_refuses), run_triton_w4a16, sums=_unrounded(run_triton_w4a16)),
+    Kernel("triton w8a16", on_this_gpu(triton_w8a16_refuses), run_triton_w8a16, sums=_unrounded(run_triton_w8a16)),
     Kernel("tinygemm", on_this_gpu(tinygemm_refuses), run_tinygemm),
-    Kernel("torch.compile int4", on_this_gpu(compiled_int4_refuses), run_compiled_int4, guarded=False),
-    Kernel("torch.compile int8", on_this_gpu(compiled_int8_refuses), run_compiled_int8, guarded=False),
+    Kernel(
+        "torch.compile int4",
+        on_this_gpu(compiled_int4_refuses),
+        run_compiled_int4,
+        guarded=False,
+        sums=in_float32(run_compiled_int4),
+    ),
+    Kernel(
+        "torch.compile int8",
+        on_this_gpu(compiled_int8_refuses),
+        run_compiled_int8,
+        guarded=False,
+        sums=in_float32(run_compiled_int8),
+    ),
     NAIVE,
 )
 

@@ -181,14 +181,16 @@ def w4a16_kernel(
     tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=(n[:, None] < N) & (m[None, :] < M))
 
 
-def w4a16(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+def w4a16(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """x · ((codes − zero_point) · scale)ᵀ, summed in float32.
 
     x           float16, bfloat16 or float32 [M, K], contiguous, on a CUDA device
     codes       uint8 [N, ceil(K/2)], two codes of 2 to 4 bits in a byte, as quantlib.numerics.packing.pack puts them there
     scale       float [groups, N or 1], groups of K / groups neighbouring columns
     zero_point  uint8 [groups, ceil(N/2) or 1] nibbles as PackedWeight keeps them, or None
-    returns     [M, N] in the dtype of x
+    dtype       of the result [M, N]: by default that of x, or float32 for the sums before they are rounded
 
     The first product of a kind (N, K, groups, dtype, rows up to the next power of two) times CONFIGS on it.
 
@@ -222,26 +224,34 @@ def w4a16(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None = N
             )
     check_operands(w4a16_kernel, x=x, codes=codes, scale=scale, zero_point=zero_point)
     if not x.shape[0] or not rows or not columns:
-        return x.new_zeros((x.shape[0], rows))
+        return x.new_zeros((x.shape[0], rows), dtype=dtype)
     if interpreting(w4a16_kernel):
-        return launch(INTERPRETED, x, codes, scale, zero_point)
+        return launch(INTERPRETED, x, codes, scale, zero_point, dtype)
     group_size = columns // scale.shape[0]
     key = ("w4a16", device_key(x), x.dtype, rows_bucket(x.shape[0]), rows, columns, group_size, zero_point is not None)
     config = fastest_config(
         key,
         candidates_for(CONFIGS, x.shape[0], group_size),
-        lambda config: launch(config, x, codes, scale, zero_point),
+        lambda config: launch(config, x, codes, scale, zero_point, dtype),
     )
-    return launch(config, x, codes, scale, zero_point)
+    return launch(config, x, codes, scale, zero_point, dtype)
 
 
-def launch(config: Config, x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def launch(
+    config: Config,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """One run of the kernel with these block sizes, and the sum of its parts; arguments as w4a16 has checked them."""
     (m, k), n, groups = x.shape, codes.shape[0], scale.shape[0]
     blocks = groups * triton.cdiv(k // groups, config.block_k)
     blocks_per_split = triton.cdiv(blocks, config.split)
     split = triton.cdiv(blocks, blocks_per_split)
-    parts = torch.empty((split, m, n), dtype=x.dtype if split == 1 else torch.float32, device=x.device)
+    dtype = dtype or x.dtype
+    parts = torch.empty((split, m, n), dtype=dtype if split == 1 else torch.float32, device=x.device)
     w4a16_kernel[triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m), split](
         x,
         codes,
@@ -266,4 +276,4 @@ def launch(config: Config, x: Tensor, codes: Tensor, scale: Tensor, zero_point: 
         num_warps=config.warps,
         num_stages=config.stages,
     )
-    return parts[0] if split == 1 else parts.sum(0).to(x.dtype)
+    return parts[0] if split == 1 else parts.sum(0).to(dtype)
