@@ -16,6 +16,7 @@ from quantlib.kernels.candidates import NAIVE, Kernel
 from quantlib.kernels.choose import forget, kernel_for, usable
 from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight, unpack_weight
 from quantlib.kernels.probes import fault_of
+from quantlib.numerics.floats import FLOATS
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import QuantizedTensor
 
@@ -32,7 +33,6 @@ __all__ = [
     "usable",
 ]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -144,8 +144,9 @@ def _product(x: Tensor, p: PackedWeight, wide: bool = False) -> Tensor:
 
 
 def _check(x: Tensor, p: PackedWeight) -> None:
-    if x.dtype not in FLOATS:
-        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        given = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x must be a floating-point tensor, got {given}: call x.float()")
     _check_place(x, p, "x")
 
 

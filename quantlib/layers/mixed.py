@@ -20,6 +20,7 @@ from quantlib.kernels import WEIGHT, PackedWeight, fields, from_fields, int8_mat
 from quantlib.layers.weight_only import QuantizedLinear
 from quantlib.methods.digits import digits
 from quantlib.methods.llm_int8 import ROW_INT8, outlier_features, quantize_rows
+from quantlib.numerics.floats import FLOATS, floats
 from quantlib.numerics.quantize import QuantizedTensor, quantize
 
 CHUNK_BYTES = 2**21  # of float32: what a core's second-level cache holds
@@ -56,15 +57,16 @@ class MixedInt8Linear(QuantizedLinear):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        weight = linear.weight.detach()
+        weight = floats(linear.weight, "linear.weight").detach()
         q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
         new = cls(q, linear.bias, threshold, weight.clone() if keep_float else None)
         new.float_dtype = weight.dtype
         return new
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+            given = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"x must be a floating-point tensor, got {given}: call x.float()")
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must end in the {self.in_features} features of the weight, got shape {list(x.shape)}")
         device = x.device.type
@@ -129,7 +131,7 @@ def quantize_in_pieces(x: Tensor, threshold: float | None, outliers: Tensor) -> 
 
 
 def mixed_product(x: Tensor, packed: PackedWeight, threshold: float | None, float_weight: Tensor | None) -> Tensor:
-    """x [rows, in] -> float32 [rows, out], not rounded to the dtype of x yet: float16 might overflow before the bias."""
+    """x [rows, in] -> float32 [rows, out], not yet in the dtype of x: float16 might overflow before the bias."""
     outliers = outlier_features(x, threshold) if len(x) else outlier_features(x, None)
     kept = outliers.nonzero()[:, 0]  # [k]
     q = quantize_in_pieces(x, threshold if len(kept) else None, outliers)

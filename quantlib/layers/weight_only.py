@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quantlib.kernels import PackedWeight, fields, linear, pack_weight, unpack_weight
 from quantlib.layers.weight import READ_ONLY, WeightView
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.packing import pack, unpack
 from quantlib.numerics.quantize import QuantizedTensor
@@ -45,6 +46,7 @@ class QuantizedLinear(nn.Module):
             )
         if bias is not None and (tuple(bias.shape) != (q.shape[0],) or not bias.is_floating_point()):
             raise ValueError(f"bias must be floating-point [{q.shape[0]}], got {bias.dtype} {list(bias.shape)}")
+        bias = None if bias is None else floats(bias, "bias")
         self.float_dtype = torch.float32 if bias is None else bias.dtype
         bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", bias)

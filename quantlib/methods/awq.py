@@ -22,6 +22,7 @@ from torch import Tensor
 from quantlib.methods.gptq import row_blocks, squared_output
 from quantlib.methods.scales import Cost, searched_clip
 from quantlib.methods.statistics import InputStats
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import quantize
 from quantlib.numerics.rounding import row_chunks, working_dtype
@@ -90,6 +91,7 @@ def awq_scale(
     """
     if isinstance(weights, Tensor):
         weights = [weights]
+    weights = [floats(w, f"weights[{i}]") for i, w in enumerate(weights)]
     known = [stats] * len(weights) if isinstance(stats, InputStats) else list(stats)
     if not weights or len(known) != len(weights):
         raise ValueError(f"stats must be one, or one for each of the {len(weights)} weights, got {len(known)}")
@@ -168,6 +170,7 @@ def protected(w: Tensor, grid: Grid, columns: Tensor, *, scale_dtype: torch.dtyp
 
     columns  bool [in], or int64 indices
     """
+    w = floats(w, "w")
     kept = quantize(w, grid, scale_dtype=scale_dtype).dequantize(w.dtype)
     kept[:, columns] = w.detach()[:, columns]
     return kept

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quantlib.methods.cholesky import inverse_factor
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import QuantizedTensor, quantize
 from quantlib.numerics.rounding import row_chunks, working_dtype
@@ -76,6 +77,7 @@ def gptq_with_damping(
     scale_dtype: torch.dtype = torch.float16,
 ) -> tuple[QuantizedTensor, float]:
     """What gptq_quantize returns, and the damping that was needed, the largest of all blocks of rows."""
+    w = floats(w, "w")
     nearest = quantize(w, grid, clip=clip, scale_dtype=scale_dtype)
     steps = quantize(w, grid, clip=clip, scale_dtype=working_dtype(w.dtype)).scale
     blocks = row_blocks(w, gram)
@@ -153,6 +155,7 @@ def output_error(w: Tensor, q: QuantizedTensor, gram: Tensor) -> float:
     w [out, in], gram [in, in] or [blocks, in, in] as in gptq_quantize. 0.0 where there is no output to lose. Raises
     ValueError for shapes that do not fit.
     """
+    w = floats(w, "w")
     if tuple(q.shape) != tuple(w.shape):
         raise ValueError(f"q must have the shape of w, {list(w.shape)}, got {list(q.shape)}")
     total = squared_output(w, gram)
@@ -175,8 +178,7 @@ def row_blocks(w: Tensor, gram: Tensor) -> list[tuple[slice, Tensor]]:
 
     Raises TypeError or ValueError for a gram that is no Gram matrix of w's inputs.
     """
-    if not isinstance(gram, Tensor) or not gram.is_floating_point():
-        raise TypeError(f"gram must be a floating-point tensor, got {getattr(gram, 'dtype', type(gram).__name__)}")
+    gram = floats(gram, "gram")
     rows, columns = w.shape
     if gram.ndim not in (2, 3) or tuple(gram.shape[-2:]) != (columns, columns):
         raise ValueError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import QuantizedTensor
 from quantlib.numerics.rounding import working_dtype
@@ -35,7 +36,7 @@ def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
 
     Raises TypeError for an x that is not a floating-point matrix, ValueError for a negative threshold or NaN.
     """
-    _check(x)
+    x = _checked(x)
     if threshold is None:
         return torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
     if not threshold >= 0:
@@ -57,7 +58,7 @@ def quantize_rows(x: Tensor, threshold: float | None = None, outliers: Tensor | 
     with an infinite value that is no outlier, gets the scale NaN: what is multiplied by it becomes NaN, as it would in
     floating point.
     """
-    _check(x)
+    x = _checked(x)
     outliers = outlier_features(x, threshold) if outliers is None else outliers
     values = x.detach().to(working_dtype(x.dtype))
     magnitude = values.abs()
@@ -127,6 +128,7 @@ def outlier_stats(x: Tensor, threshold: float = 6.0) -> OutlierStats:
     The paper calls a feature an outlier feature of a model if this happens in at least 25 % of its layers, on at least
     6 % of the tokens: a statement about many of these.
     """
+    x = _checked(x)
     outliers = outlier_features(x, threshold)
     magnitude = x.detach().abs().float()
     largest = magnitude.amax(0) if len(x) else magnitude.new_zeros(x.shape[1])  # [in]
@@ -149,7 +151,7 @@ class MassiveActivations:
 
 def massive_activations(x: Tensor) -> MassiveActivations:
     """Values of x [tokens, in] above MASSIVE in magnitude and MASSIVE_RATIO times the median (Sun et al., section 2.1)."""
-    _check(x)
+    x = _checked(x)
     magnitude = x.detach().abs().float()
     if not x.numel():
         return MassiveActivations(torch.empty((0, 2), dtype=torch.int64), magnitude.flatten(), 0.0)
@@ -160,7 +162,10 @@ def massive_activations(x: Tensor) -> MassiveActivations:
     return MassiveActivations(position[order], value[order], median)
 
 
-def _check(x: Tensor) -> None:
+def _checked(x: Tensor) -> Tensor:
+    """x as it is computed with; or a sentence why these are no activations."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 2:
         kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be floating-point [tokens, in], got {kind}: use x.reshape(-1, x.shape[-1])")
+        remedy = "use x.float()" if isinstance(x, Tensor) and x.ndim == 2 else "use x.reshape(-1, x.shape[-1])"
+        raise TypeError(f"x must be floating-point [tokens, in], got {kind}: {remedy}")
+    return floats(x, "x")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quantlib.methods.cholesky import inverse_factor
 from quantlib.methods.gptq import row_blocks
+from quantlib.numerics.floats import floats
 
 
 def corrected_target(w: Tensor, cross: Tensor, gram: Tensor, *, alpha: float = 0.25, damp: float = 0.01) -> Tensor:
@@ -28,6 +29,7 @@ def corrected_target(w: Tensor, cross: Tensor, gram: Tensor, *, alpha: float = 0
 
     Raises ValueError for shapes that do not fit and for what inverse_factor refuses.
     """
+    w, gram = floats(w, "w"), floats(gram, "gram")
     if not isinstance(cross, Tensor) or cross.shape != gram.shape:
         raise ValueError(f"cross must have gram's shape {list(gram.shape)}, got {list(getattr(cross, 'shape', ()))}")
     target = w.detach().to(torch.float64, copy=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantlib.methods.gptq import row_blocks
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import quantize
 from quantlib.numerics.rounding import (
@@ -49,7 +50,8 @@ def searched_clip(
 
     cost_by  from a matrix [in, in] and the number of groups, the Cost of errors in rows that have this matrix
     """
-    quantize(w[:0], grid, scale_dtype=scale_dtype)  # its checks, at no cost
+    w = floats(w, "w")
+    quantize(w[:0], grid, scale_dtype=scale_dtype)  # its other checks, at no cost
     work = working_dtype(w.dtype)
     w = w.detach()
     clip = torch.ones(grid.scale_shape(*w.shape), dtype=work, device=w.device)

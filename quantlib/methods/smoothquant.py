@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from quantlib.numerics.floats import floats
+
 
 def smooth_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
     """s [in] = x_absmax^alpha / w_absmax^(1 − alpha) (equation 4); 1 for a column that is zero in x or in W.
@@ -21,10 +23,12 @@ def smooth_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
     w_absmax  [in], of each column of all the weights that read this input
     alpha     0 leaves the difficulty with the activations, 1 gives all of it to the weights
 
-    Raises ValueError for alpha outside [0, 1], shapes that differ, and values that are negative, NaN or infinite.
+    Raises ValueError for alpha outside [0, 1], shapes that differ, and values that are negative, NaN or infinite;
+    TypeError for what is not floating point.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    x_absmax, w_absmax = floats(x_absmax, "x_absmax"), floats(w_absmax, "w_absmax")
     if x_absmax.ndim != 1 or x_absmax.shape != w_absmax.shape:
         raise ValueError(
             f"x_absmax and w_absmax must both be [in], got {list(x_absmax.shape)} and {list(w_absmax.shape)}"
@@ -43,6 +47,8 @@ def fold(gain: Tensor, weights: Sequence[Tensor], s: Tensor) -> tuple[Tensor, li
     What the layers answer stays the same but for rounding (equation 3). A norm with a bias needs that divided as well.
     Raises ValueError for an s that is not positive, or other shapes.
     """
+    s, gain = floats(s, "s"), floats(gain, "gain")
+    weights = [floats(w, f"weights[{i}]") for i, w in enumerate(weights)]
     if not bool((s > 0).all()):
         raise ValueError(f"s must be positive, its smallest is {s.min().item():.4g}")
     for name, tensor in (("gain", gain), *((f"weights[{i}]", w) for i, w in enumerate(weights))):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlib.numerics.floats import floats, is_float
+
 
 @dataclass(frozen=True, eq=False)
 class InputStats:
@@ -32,14 +34,14 @@ class InputStats:
 
     def __post_init__(self):
         columns = self.gram.shape[-1] if self.gram.ndim else 0
-        if self.gram.ndim not in (2, 3) or self.gram.shape[-2] != columns or not self.gram.is_floating_point():
+        if self.gram.ndim not in (2, 3) or self.gram.shape[-2] != columns or not is_float(self.gram.dtype):
             raise TypeError(
                 "gram must be floating-point [in, in] or [blocks, in, in], "
                 f"got {self.gram.dtype} {list(self.gram.shape)}"
             )
         for name in ("absmean", "absmax"):
             values = getattr(self, name)
-            if tuple(values.shape) != (columns,) or not values.is_floating_point():
+            if tuple(values.shape) != (columns,) or not is_float(values.dtype):
                 raise ValueError(
                     f"{name} must be floating-point [{columns}], got {values.dtype} {list(values.shape)}"
                 )
@@ -55,7 +57,8 @@ class InputStats:
             raise TypeError(f"x must be floating-point [tokens, in], got {x.dtype} {list(x.shape)}")
         if not len(x):
             raise ValueError("x must hold at least one token, got none")
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        x = floats(x, "x").detach()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return cls(x.t() @ x, x.abs().mean(0), x.abs().amax(0), len(x))
 
     def divided_by(self, s: Tensor) -> InputStats:

@@ -22,6 +22,7 @@ from quantlib.models.linears import HEAD, linear_layers, twin_of
 from quantlib.models.sums import SharedSums
 from quantlib.models.windows import checked_windows, not_padding
 from quantlib.models.windows import token_windows as token_windows
+from quantlib.numerics.floats import is_float
 from quantlib.progress import progress
 
 Hear = Callable[[str, Tensor, "Tensor | None"], None]  # a layer's name, its input [tokens, in], attention [heads, …]
@@ -122,9 +123,12 @@ def eager_if(wanted: bool, model: nn.Module) -> Iterator[None]:
 
 
 def quiet_twin(model: nn.Module) -> nn.Module:
-    """A twin in eval mode that keeps no cache of keys and values."""
+    """A twin in eval mode that keeps no cache of keys and values. TypeError for weights that nothing multiplies by."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and not is_float(p.dtype):
+            raise TypeError(f"{name} is {p.dtype}, in which the model cannot read text: convert it with model.float()")
     twin = twin_of(model).eval()
     if hasattr(twin, "config"):
         twin.config.use_cache = False

@@ -42,6 +42,7 @@ from quantlib.models.linears import (
 )
 from quantlib.models.report import LayerReport, Report
 from quantlib.models.sequence import Calibrated, in_sequence
+from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.quantize import QuantizedTensor, quantize
 from quantlib.progress import progress
@@ -212,41 +213,42 @@ def _converted(
     s: what the columns of its weight were multiplied by before, [in], if they were.
     """
     start, name, calibrated = time.perf_counter(), layer.name or "model", {}
+    given, weight = layer.weight, floats(layer.weight, f"{layer.name or 'model'}.weight")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             if known is None:
-                new, q = method.layer_for(layer.name, layer.weight, layer.bias)
+                new, q = method.layer_for(layer.name, weight, layer.bias)
             else:
-                q, damping = method.quantized(layer.weight, known)
+                q, damping = method.quantized(weight, known)
                 new = _weight_only(q, layer.bias)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     for warning in said:
         warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=4)
     new.train(layer.module.training)
-    new.float_dtype, new.transposed = layer.weight.dtype, is_conv1d(layer.module)
+    new.float_dtype, new.transposed = weight.dtype, is_conv1d(layer.module)
     elapsed = time.perf_counter() - start
     if known is not None:
-        total = squared_output(layer.weight, known.stats.gram) or 1.0
-        s = layer.weight.new_ones(layer.weight.shape[1]) if s is None else s.to(layer.weight)
-        nearest = quantize(layer.weight / s, method.grid).dequantize() * s
+        total = squared_output(weight, known.stats.gram) or 1.0
+        s = weight.new_ones(weight.shape[1]) if s is None else s.to(weight)
+        nearest = quantize(weight / s, method.grid).dequantize() * s
         lost, by_rounding = (
-            squared_output(layer.weight - each, known.stats.gram) / total for each in (q.dequantize(), nearest)
+            squared_output(weight - each, known.stats.gram) / total for each in (q.dequantize(), nearest)
         )
         calibrated = {"tokens": known.stats.tokens, "damping": damping}
         calibrated |= {"output_error": lost, "rounding_error": by_rounding}
     report = LayerReport(
         layer.name,
-        tuple(layer.weight.shape),
+        tuple(weight.shape),
         q.bits_per_weight,
-        _relative_error(layer.weight, q),
+        _relative_error(weight, q),
         elapsed,
-        layer.weight.numel() * layer.weight.element_size(),
+        given.numel() * given.element_size(),
         new.packed.nbytes,
         **calibrated,
     )
-    return (new, report), None if known is None else q.dequantize(layer.weight.dtype)
+    return (new, report), None if known is None else q.dequantize(weight.dtype)
 
 
 def _warn_of_few_tokens(reports: list[LayerReport]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quantlib.layers.weight_only import QuantizedLinear
+from quantlib.numerics.floats import floats
 
 HEAD = ("lm_head",)
 LARGE = 0.005  # of a model's parameters
@@ -235,5 +236,5 @@ def check_weights(layers: Sequence[LinearLayer]) -> None:
         if not layer.weight.is_floating_point():
             raise ValueError(f"{name}.weight is {layer.weight.dtype}: quantize a model in floating point")
         for chunk in layer.weight.split(256):
-            if not torch.isfinite(chunk).all():
+            if not torch.isfinite(floats(chunk, f"{name}.weight")).all():
                 raise ValueError(f"{name}.weight holds NaN or infinite values: repair the weight, or skip the layer")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlib.numerics.floats import floats, is_float
 from quantlib.numerics.grid import Grid
 from quantlib.numerics.packing import packed_bytes
 from quantlib.numerics.rounding import (
@@ -52,8 +53,11 @@ class QuantizedTensor:
     def __post_init__(self):
         if self.codes.dtype != torch.int8 or self.codes.ndim != 2:
             raise TypeError(f"codes must be int8 [out, in], got {self.codes.dtype} {list(self.codes.shape)}")
-        if not self.scale.is_floating_point():
-            raise TypeError(f"scale must be a floating-point tensor, got {self.scale.dtype}")
+        if not is_float(self.scale.dtype):
+            raise TypeError(
+                f"scale must be a floating-point tensor that can be computed with, got {self.scale.dtype}: "
+                "convert it with scale.float()"
+            )
         expected = self.grid.scale_shape(*self.codes.shape)
         if tuple(self.scale.shape) != expected:
             raise ValueError(
@@ -161,7 +165,7 @@ def quantize(
 ) -> QuantizedTensor:
     """Round every weight to the nearest point of its group's grid.
 
-    w            floating-point [out, in]; float16 and bfloat16 are computed in float32. Never modified.
+    w            floating-point [out, in]; float16, bfloat16 and float8 are computed in float32. Never modified.
     clip         where the grid ends, as a share of the group's largest weight: a number in (0, 1], or a
                  tensor that broadcasts to the scales, such as mse_clip returns. What lies beyond is clipped.
     scale_dtype  the dtype that scales are kept in. They are rounded to it *before* codes are computed, so
@@ -179,10 +183,12 @@ def quantize(
     >>> q.codes.tolist(), round(q.scale.item(), 3)
     ([[1, -7, 3]], 0.1)
     """
-    _check_weight(w)
-    if not isinstance(scale_dtype, torch.dtype) or not scale_dtype.is_floating_point:
-        raise TypeError(f"scale_dtype must be a floating-point dtype, got {scale_dtype!r}")
-    w = w.detach()
+    w = _checked(w)
+    if not is_float(scale_dtype):
+        raise TypeError(
+            f"scale_dtype must be a floating-point dtype that can be computed with, got {scale_dtype!r}: "
+            "use torch.float16, bfloat16, float32 or float64"
+        )
     shape = grid.scale_shape(*w.shape)
     codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     if w.is_meta:
@@ -211,13 +217,12 @@ def mse_clip(w: Tensor, grid: Grid, *, scale_dtype: torch.dtype = torch.float16)
 
     Raises what quantize raises.
     """
-    _check_weight(w)
+    w = _checked(w)
     quantize(w[:0], grid, scale_dtype=scale_dtype)  # its other checks, at no cost
     work = working_dtype(w.dtype)
     clip = torch.ones(grid.scale_shape(*w.shape), dtype=work, device=w.device)
     if w.is_meta or not w.numel():
         return clip
-    w = w.detach()
     low, high = group_extremes(w, grid)  # [out|1, groups] each
     ratios = torch.tensor(CLIP_RATIOS, dtype=work, device=w.device)
     of_tensor = torch.zeros(len(ratios), dtype=torch.float64, device=w.device)
@@ -237,14 +242,14 @@ def _extremes(values: Tensor) -> tuple[int, int]:
     return tuple(int(v) for v in values.aminmax()) if values.numel() and not values.is_meta else (0, 0)
 
 
-def _check_weight(w: Tensor) -> None:
-    if not isinstance(w, Tensor) or not w.is_floating_point():
-        kind = f"a {w.dtype} tensor" if isinstance(w, Tensor) else type(w).__name__
-        raise TypeError(f"w must be a floating-point tensor, got {kind}")
+def _checked(w: Tensor) -> Tensor:
+    """w as it is computed with, without its gradient; or a sentence why it is no weight."""
+    w = floats(w, "w").detach()
     if w.ndim != 2 or w.layout != torch.strided:
         raise TypeError(
             f"w must be a dense matrix [out, in], got shape {list(w.shape)}: reshape activations with x.reshape(-1, x.shape[-1])"
         )
+    return w
 
 
 def _check_clip(clip: float | Tensor, shape: tuple[int, int], like: Tensor) -> Tensor:
