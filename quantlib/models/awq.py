@@ -53,6 +53,7 @@ class AWQ:
     through_attention  value projections are judged by what attention makes of their inputs (quantlib.models.attention)
     then               the method that rounds the scaled weights: GPTQ(grid, ...). None: to nearest
     alphas, family     as in awq_scale
+    scale_dtype        as in quantize
 
     A layer whose inputs are made by nothing that a scale can go into (behind GELU, or behind a norm that others read as
     well) keeps its weight as it is; the report names them.
@@ -65,6 +66,7 @@ class AWQ:
     then: Rounding | None = None
     alphas: Sequence[float] = ALPHAS
     family: Family = activation_scale
+    scale_dtype: torch.dtype = torch.float16
 
     def __post_init__(self):
         if self.then is not None and self.then.grid != self.grid:
@@ -73,6 +75,7 @@ class AWQ:
     def scaled(self, model: nn.Module, layers: Sequence[LinearLayer], windows: object) -> Scaled:
         """A twin of the model with scales folded in; the model itself is not changed."""
         by_name = {layer.name: layer for layer in layers}
+        options = {"family": self.family, "alphas": self.alphas, "scale_dtype": self.scale_dtype}
         others = [layer.name for layer in linear_layers(model, ())[0] if layer.name not in by_name]
         stats = collect_stats(model, windows, skip=others, through_attention=self.through_attention)
         folds = find_folds(model, list(by_name), checked_windows(model, windows)[0][:PROBE])
@@ -83,7 +86,7 @@ class AWQ:
                 continue
             weights, known = zip(*((by_name[name].weight, stats[name]) for name in fold.readers), strict=True)
             try:
-                found = awq_scale(weights, known, self.grid, family=self.family, alphas=self.alphas, shared=fold.channel)
+                found = awq_scale(weights, known, self.grid, shared=fold.channel, **options)
             except ValueError as error:
                 raise ValueError(f"{_readers(fold)}: {error}") from error
             if bool((found.s == 1).all()):
@@ -124,7 +127,9 @@ class _ToNearest:
 
     def quantized(self, weight: Tensor, known: Calibrated) -> tuple[QuantizedTensor, None]:
         clipped = self.method.clip and known.name.rpartition(".")[2] not in self.method.unclipped
-        return quantize(weight, self.grid, clip=awq_clip(weight, known.stats, self.grid) if clipped else 1.0), None
+        kept = {"scale_dtype": self.method.scale_dtype}
+        clip = awq_clip(weight, known.stats, self.grid, **kept) if clipped else 1.0
+        return quantize(weight, self.grid, clip=clip, **kept), None
 
     def calibrate(self, model: nn.Module, layers: Sequence[LinearLayer], windows: object, replace: Replace) -> None:
         for layer in layers:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from quantlib.methods.residual import corrected_target
 from quantlib.methods.scales import weighted_clip
 from quantlib.models.awq import AWQ, Rounding, Scaled
 from quantlib.models.calibration import collect_stats
+from quantlib.models.errors import check_scales, relative_error, scale_loss
 from quantlib.models.linears import (
     HEAD,
     LinearLayer,
@@ -50,13 +51,14 @@ from quantlib.progress import progress
 
 @dataclass(frozen=True)
 class RTN:
-    """Round to nearest: the weights alone decide, no text is read."""
+    """Round to nearest: the weights alone decide, no text is read. scale_dtype: as in quantize."""
 
     grid: Grid
+    scale_dtype: torch.dtype = torch.float16
 
     def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
         """The layer of a float weight [out, in], and the weight it stands for."""
-        q = quantize(weight, self.grid)
+        q = quantize(weight, self.grid, scale_dtype=self.scale_dtype)
         return _weight_only(q, bias), q
 
 
@@ -71,11 +73,11 @@ class LLMInt8:
     threshold: float | None = 6.0
     keep_float: bool = False
 
-    grid = ROW_INT8
+    grid, scale_dtype = ROW_INT8, torch.float32
 
     def layer_for(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[QuantizedLinear, QuantizedTensor]:
         """The layer of a float weight [out, in], and the weight it stands for."""
-        q = quantize(weight, ROW_INT8, scale_dtype=torch.float32)
+        q = quantize(weight, ROW_INT8, scale_dtype=self.scale_dtype)
         return MixedInt8Linear(q, bias, self.threshold, weight.clone() if self.keep_float else None), q
 
 
@@ -92,6 +94,7 @@ class GPTQ:
     residual           α of corrected_target: how much of what the quantized layers before have changed is corrected
                        here. 0.0: nothing. Needs sequential statistics, and the text passes the float model as well
     residual_damp      λ of corrected_target
+    scale_dtype        as in quantize
     """
 
     grid: Grid
@@ -103,6 +106,7 @@ class GPTQ:
     search_scales: bool = False
     residual: float = 0.0
     residual_damp: float = 0.01
+    scale_dtype: torch.dtype = torch.float16
 
     def __post_init__(self):
         if self.residual and not self.sequential:
@@ -115,8 +119,9 @@ class GPTQ:
         gram, target = known.stats.gram, weight
         if self.residual:
             target = corrected_target(weight, known.cross, gram, alpha=self.residual, damp=self.residual_damp)
-        clip = weighted_clip(target, gram, self.grid) if self.search_scales else 1.0
-        options = {"act_order": self.act_order, "damp": self.damp, "block_size": self.block_size}
+        kept = {"scale_dtype": self.scale_dtype}
+        clip = weighted_clip(target, gram, self.grid, **kept) if self.search_scales else 1.0
+        options = {"act_order": self.act_order, "damp": self.damp, "block_size": self.block_size, **kept}
         return gptq_with_damping(target, gram, self.grid, clip=clip, **options)
 
     def calibrate(
@@ -153,13 +158,15 @@ def quantize_model(
 
     Linear layers are nn.Linear and GPT-2's Conv1D, exactly; a subclass, or a weight with a parametrization, is left
     alone, and the report says so. A module in two places becomes one layer in both. A head whose weight is also the
-    embedding's stays, whatever it is called; an empty skip converts it too, and the embedding keeps its floats. Hooks on a converted layer are
-    not taken over; hooks elsewhere are.
+    embedding's stays, whatever it is called; an empty skip converts it too, and the embedding keeps its floats. Hooks
+    on a converted layer are not taken over; hooks elsewhere are. Layers whose scales are too small for float16 are
+    converted, with a warning and a line in the report.
 
     All or nothing: raises ValueError, before anything is converted, for a grid that does not divide some layers
-    (naming them), a weight on the meta device, NaN or infinite weights (naming the layer), what cannot be copied
-    (naming the module), a skip that matches nothing, a model without linear layers, and what strict refuses; and what calibration raises (quantlib.models.calibration). The caller's
-    model is as it was even if this is interrupted.
+    (naming them), a weight on the meta device, NaN or infinite weights and such as make a scale overflow scale_dtype
+    (naming the layer), what cannot be copied (naming the module), a skip that matches nothing, a model without linear
+    layers, and what strict refuses; and what calibration raises (quantlib.models.calibration). The caller's model is as
+    it was even if this is interrupted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -171,7 +178,7 @@ def quantize_model(
     found, left = linear_layers(model, tuple(skip))
     if not found:
         raise ValueError("model has no linear layer to convert: nn.Linear and Conv1D are, and skip may name them all")
-    _check_all(found, method.grid)
+    _check_all(found, method)
     others = uncovered(model, found, left)
     if strict and others:
         names = "; ".join(map(str, others))
@@ -202,6 +209,7 @@ def quantize_model(
         stand_in, converted = stand_ins[id(layer.module)], made[layer.name][0]
         stand_in.__class__, stand_in.__dict__ = type(converted), converted.__dict__
     layers = tuple(made[layer.name][1] for layer in found)
+    _warn_of_scales(layers, name)
     return new, Report(layers, tuple(left), parameters, others, scaled.folded)
 
 
@@ -232,7 +240,7 @@ def _converted(
     if known is not None:
         total = squared_output(weight, known.stats.gram) or 1.0
         s = weight.new_ones(weight.shape[1]) if s is None else s.to(weight)
-        nearest = quantize(weight / s, method.grid).dequantize() * s
+        nearest = quantize(weight / s, method.grid, scale_dtype=q.scale.dtype).dequantize() * s
         lost, by_rounding = (
             squared_output(weight - each, known.stats.gram) / total for each in (q.dequantize(), nearest)
         )
@@ -242,11 +250,12 @@ def _converted(
         layer.name,
         tuple(weight.shape),
         q.bits_per_weight,
-        _relative_error(weight, q),
+        relative_error(weight, q),
         elapsed,
         given.numel() * given.element_size(),
         new.packed.nbytes,
         **calibrated,
+        scale_loss=scale_loss(weight, q),
     )
     return (new, report), None if known is None else q.dequantize(weight.dtype)
 
@@ -261,13 +270,26 @@ def _warn_of_few_tokens(reports: list[LayerReport]) -> None:
         )
 
 
+def _warn_of_scales(reports: tuple[LayerReport, ...], method: str) -> None:
+    small = sorted((layer for layer in reports if layer.scale_loss), key=lambda layer: -layer.scale_loss)
+    if small:
+        more = f" and {len(small) - 1} more layers have" if len(small) > 1 else " has"
+        warnings.warn(
+            f"{small[0].name or 'model'}{more} scales that are too small for float16, and rounding errs up to "
+            f"{small[0].scale_loss:.3g} times as far as with float32 scales: pass scale_dtype=torch.float32, as in "
+            f"{method}(grid, scale_dtype=torch.float32)",
+            stacklevel=3,
+        )
+
+
 def _weight_only(q: QuantizedTensor, bias: Tensor | None) -> QuantizedLinear:
     return (Int8Linear if q.grid.bits > 4 else Int4Linear).from_quantized(q, bias)
 
 
-def _check_all(found: list[LinearLayer], grid: Grid) -> None:
+def _check_all(found: list[LinearLayer], method: RTN | LLMInt8 | GPTQ | AWQ) -> None:
     """What can be known to fail does so before the first layer is converted."""
-    check_weights(found)
+    grid = method.grid
+    extremes = check_weights(found)
     does_not_divide = []
     for layer in found:
         try:
@@ -277,20 +299,4 @@ def _check_all(found: list[LinearLayer], grid: Grid) -> None:
     if does_not_divide:
         names = ", ".join(name for name, _ in does_not_divide[:4]) + (", …" if len(does_not_divide) > 4 else "")
         raise ValueError(f"{does_not_divide[0][1]}. Layers it does not fit ({len(does_not_divide)}): {names}")
-
-
-def _relative_error(weight: Tensor, q: QuantizedTensor) -> float:
-    """‖W − Ŵ‖/‖W‖ over all weights, a few rows at a time."""
-    missed = total = 0.0
-    for rows, codes, number in _by_rows(weight, q):
-        part = QuantizedTensor.of_clamped(codes, *number, q.g_idx, q.grid).dequantize()
-        missed += (rows.float() - part).double().square().sum().item()
-        total += rows.double().square().sum().item()
-    return (missed / total) ** 0.5 if total else 0.0
-
-
-def _by_rows(weight: Tensor, q: QuantizedTensor) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]]:
-    for start in range(0, weight.shape[0], 256):
-        rows = slice(start, start + 256)
-        each = slice(None) if q.scale.shape[0] == 1 else rows
-        yield weight[rows], q.codes[rows], (q.scale[each], None if q.zero_point is None else q.zero_point[each])
+    check_scales(found, extremes, grid, getattr(method, "scale_dtype", torch.float16))

@@ -227,14 +227,22 @@ def _unusual(module: nn.Module) -> str | None:
     return None
 
 
-def check_weights(layers: Sequence[LinearLayer]) -> None:
-    """Raises ValueError naming the first layer whose weight has no values, integers, NaN or infinite values."""
+def check_weights(layers: Sequence[LinearLayer]) -> list[tuple[float, float]]:
+    """The smallest and the largest weight of each layer; 0 where there is none.
+
+    Raises ValueError naming the first layer whose weight has no values, integers, NaN or infinite values.
+    """
+    extremes = []
     for layer in layers:
         name = layer.name or "model"
         if layer.weight.is_meta:
             raise ValueError(f"{name}.weight is on the meta device and has no values: load the model first")
         if not layer.weight.is_floating_point():
             raise ValueError(f"{name}.weight is {layer.weight.dtype}: quantize a model in floating point")
-        for chunk in layer.weight.split(256):
-            if not torch.isfinite(floats(chunk, f"{name}.weight")).all():
+        ends = [(0.0, 0.0)]
+        for chunk in layer.weight.split(256) if layer.weight.numel() else ():
+            ends.append(tuple(end.item() for end in floats(chunk, f"{name}.weight").aminmax()))  # NaN if one is
+            if not all(math.isfinite(end) for end in ends[-1]):
                 raise ValueError(f"{name}.weight holds NaN or infinite values: repair the weight, or skip the layer")
+        extremes.append((min(low for low, _ in ends), max(high for _, high in ends)))
+    return extremes

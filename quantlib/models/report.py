@@ -16,6 +16,8 @@ BLOCK = r"(?<=\.)\d+(?=\.)"  # the number of a block in a name
 class LayerReport:
     """name, shape (out, in), bits_per_weight, error = ‖W − Ŵ‖/‖W‖, seconds, and the weight's bytes before and after.
 
+    scale_loss      where scales are too small for their dtype: rounding's error as a multiple of that with float32
+                    scales (quantlib.models.errors)
     Of a method that reads text also:
     tokens          how many reached the layer
     damping         what was used, as a share of the mean of H's diagonal; None of a method that uses none
@@ -34,6 +36,7 @@ class LayerReport:
     damping: float | None = None
     output_error: float | None = None
     rounding_error: float | None = None
+    scale_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,20 @@ class Report:
         worst = [f"  {layer.error:8.4f}  {layer.name} {list(layer.shape)}" for layer in ranked[:5]]
         words = [f"  left as it was: {name}, {why}" for name, why in self.left]
         words += [f"  left as it was: {each}, which no rule covers" for each in self.uncovered]
-        return "\n".join([head, *self._calibration(), *self._folding(), "largest relative errors of a weight:", *worst, *words])
+        said = [*self._scales(), *self._calibration(), *self._folding()]
+        return "\n".join([head, *said, "largest relative errors of a weight:", *worst, *words])
+
+    def _scales(self) -> list[str]:
+        """Layers whose scales are too small for their dtype, as loud as a line can be."""
+        small = [layer for layer in self.layers if layer.scale_loss]
+        if not small:
+            return []
+        names = ", ".join(layer.name or "model" for layer in small[:4]) + (", …" if len(small) > 4 else "")
+        worst = max(layer.scale_loss for layer in small)
+        return [
+            f"SCALES TOO SMALL for float16 in {len(small)} layers, error up to {worst:.3g} times that with float32 "
+            f"scales (pass scale_dtype=torch.float32): {names}"
+        ]
 
     def _calibration(self) -> list[str]:
         read = [layer for layer in self.layers if layer.tokens]
