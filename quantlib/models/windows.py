@@ -57,9 +57,13 @@ def token_windows(
 
 
 def checked_windows(model: nn.Module, windows: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Calibration windows as a list of int64 [tokens].
+    """Calibration windows as a list of int64 [tokens], padding cut off at both ends.
 
-    Raises ValueError or TypeError for something else, for no window and for ids that the model's vocabulary lacks.
+    Padding in front would stand where later tokens look for the first one of a text: read as text it spoils what they
+    read, and left out of the sums it takes the most read token of all with it.
+
+    Raises ValueError or TypeError for something else, for no window, for padding alone and for ids that the model's
+    vocabulary lacks.
     """
     rows = list(windows.unbind() if isinstance(windows, Tensor) and windows.ndim == 2 else windows)
     if not rows:
@@ -78,11 +82,25 @@ def checked_windows(model: nn.Module, windows: Tensor | Sequence[Tensor]) -> lis
                 f"windows[{i}] holds token {low if low < 0 else high}, outside the model's vocabulary of {vocabulary}: "
                 "cut them with the model's own tokenizer"
             )
+    rows = [trimmed for row in rows if len(trimmed := _trimmed(model, row))]
+    if not rows:
+        raise ValueError("windows hold nothing but the model's padding token: there is no text to calibrate on")
     return rows
 
 
+def _trimmed(model: nn.Module, window: Tensor) -> Tensor:
+    """The window from its first to its last token that is text."""
+    text = not_padding(model, window)
+    if text is None:
+        return window
+    where = text.nonzero()  # [text tokens, 1]
+    return window[int(where[0]) : int(where[-1]) + 1] if len(where) else window[:0]
+
+
 def not_padding(model: nn.Module, window: Tensor) -> Tensor | None:
-    """bool [tokens]: which are text. None if all are; a model whose config names no padding token has none."""
+    """bool [tokens]: which are text, not the padding between two texts. None if all are, and if a model's config names
+    no padding token.
+    """
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     text = None if pad is None else window != pad
     return None if text is None or bool(text.all()) else text

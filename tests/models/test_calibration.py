@@ -125,10 +125,12 @@ def test_the_models_own_attention_is_back_afterwards():
 # --- padding
 
 
-def test_padding_does_not_enter_a_sum():
+@pytest.mark.parametrize("front, behind", [(0, 8), (8, 0), (3, 5)])
+def test_padding_does_not_enter_a_sum_nor_stand_before_the_text(front, behind):
     model, rows = make("llama"), windows(3)
     rows[rows == 95] = 94
-    padded = torch.cat((rows, torch.full((3, 8), 95)), 1)
+    padded = torch.cat((torch.full((3, front), 95), rows, torch.full((3, behind), 95)), 1)
+    padded = torch.cat((padded, torch.full((1, padded.shape[1]), 95)))  # and a window without text
     model.config.pad_token_id = 95
     for through_attention in (False, True):
         a, b = (collect_stats(model, r, through_attention=through_attention) for r in (rows, padded))
@@ -136,6 +138,23 @@ def test_padding_does_not_enter_a_sum():
             assert a[name].tokens == b[name].tokens == 72
             assert torch.allclose(a[name].gram, b[name].gram, rtol=1e-3, atol=1e-3 * a[name].gram.abs().max().item())
             assert torch.allclose(a[name].absmax, b[name].absmax, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_between_two_texts_does_not_enter_a_sum():
+    model, rows = make("llama"), windows(2)
+    rows[rows == 95] = 94
+    rows[:, 10:12] = 95
+    model.config.pad_token_id = 95
+    stats = collect_stats(model, rows)["model.layers.0.self_attn.q_proj"]
+    x = inputs_of(model, rows)["model.layers.0.self_attn.q_proj"].view(2, 24, 64)[:, [*range(10), *range(12, 24)]]
+    assert stats.tokens == 44 and torch.allclose(stats.gram.double(), x.flatten(0, 1).t() @ x.flatten(0, 1), rtol=1e-3, atol=1e-3)
+
+
+def test_padding_alone_is_no_text():
+    model = make("llama")
+    model.config.pad_token_id = 95
+    with pytest.raises(ValueError, match="nothing but the model's padding"):
+        collect_stats(model, torch.full((2, 24), 95))
 
 
 # --- refused
