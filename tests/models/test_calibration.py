@@ -147,7 +147,8 @@ def test_padding_between_two_texts_does_not_enter_a_sum():
     model.config.pad_token_id = 95
     stats = collect_stats(model, rows)["model.layers.0.self_attn.q_proj"]
     x = inputs_of(model, rows)["model.layers.0.self_attn.q_proj"].view(2, 24, 64)[:, [*range(10), *range(12, 24)]]
-    assert stats.tokens == 44 and torch.allclose(stats.gram.double(), x.flatten(0, 1).t() @ x.flatten(0, 1), rtol=1e-3, atol=1e-3)
+    gram = x.flatten(0, 1).t() @ x.flatten(0, 1)
+    assert stats.tokens == 44 and torch.allclose(stats.gram.double(), gram, rtol=1e-3, atol=1e-3)
 
 
 def test_padding_alone_is_no_text():
