@@ -31,6 +31,13 @@ HUB_SECONDS = 10  # how long the hub may take to answer what a model consists of
 WEIGHTS = re.compile(r"model[^/]*\.safetensors")
 PARTS = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, chat template
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+CODES = {  # the last part of a tensor's name -> who keeps codes under it
+    "codes": "quantlib",
+    "qweight": "GPTQ or AWQ",
+    "weight_packed": "compressed-tensors",
+    "SCB": "bitsandbytes",
+    "absmax": "bitsandbytes",
+}
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 
 
@@ -84,10 +91,7 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
     with _quiet(), _loading_explained(name):
         config = AutoConfig.from_pretrained(name, **options)
     if getattr(config, "quantization_config", None):
-        raise ValueError(
-            f"{name!r} is already quantized: give load_model the float model it was made from, or open this one "
-            "with load_quantized."
-        )
+        raise ValueError(f"{name!r} is already quantized: give load_model the float model it was made from.")
     with _quiet(), _loading_explained(name):
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -95,6 +99,12 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
             raise OSError(f"its tokenizer ({_first_line(error)})") from error
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    if quantized := [key for key in sorted(report["unexpected_keys"]) if key.rpartition(".")[2] in CODES]:
+        maker = CODES[quantized[0].rpartition(".")[2]]
+        raise ValueError(
+            f"{name!r} is already quantized, {quantized[0]} and {len(quantized) - 1} more of its tensors hold codes as "
+            f"{maker} keeps them: give load_model the float model it was made from, and quantize that again."
         )
     if absent := sorted(report["missing_keys"]):
         lacks = f"{len(absent)} of its weights, {absent[0]} among them"

@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
+from quantlib import RTN, Grid, LLMInt8, quantize_model
 from quantlib.zoo import hub
 from quantlib.zoo.fetch import FetchError
 from quantlib.zoo.hub import weights_checksum
@@ -139,6 +140,39 @@ def test_a_model_that_cannot_be_measured(folder, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [RTN(Grid(8)), RTN(Grid(4, 8)), LLMInt8()], ids=str)
+def test_what_was_quantized_here_is_recognised(folder, method):
+    model, _ = save_tiny_model(folder)
+    new, _ = quantize_model(model, method)
+    new.save_pretrained(folder)
+    words = r"tiny' is already quantized, .*\.codes and \d+ more .* as quantlib keeps"
+    with pytest.raises(ValueError, match=words) as caught:
+        load_model(folder)
+    said = str(caught.value)
+    assert "give load_model the float model" in said and "again." in said and "\n" not in said
+
+
+def test_one_quantized_layer_is_enough(folder):
+    model, _ = save_tiny_model(folder)
+    others = ["*gate_proj", "*o_proj", "*.up_proj", "*k_proj", "*v_proj", "*q_proj", "lm_head"]
+    quantize_model(model, RTN(Grid(8)), skip=others)[0].save_pretrained(folder)
+    with pytest.raises(ValueError, match="down_proj.codes and .* more of its tensors hold codes as quantlib keeps"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "maker"), [("qweight", "GPTQ or AWQ"), ("weight_packed", "compressed-tensors"), ("SCB", "bitsandbytes")]
+)
+def test_codes_of_others_without_a_word_in_the_config(folder, part, maker):
+    save_tiny_model(folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    weights[name.replace("weight", part)] = weights.pop(name).to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"is already quantized, .*{part} and 0 more .* as {maker} keeps them: give"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./tiny", "a/b/c", "", "two words", r"C:\models\tiny"])
