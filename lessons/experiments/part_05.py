@@ -224,47 +224,50 @@ def kept_in_float(loaded, rows, *, share=0.01, count=4, seed=0, windows=8, windo
         yield row, losses(loaded, with_weights(loaded.model, weights), test, windows, window)
 
 
-TEXTS = "stories 0", "stories 1", "stories 2", "WikiText-2"
 STORY_METHODS = {
     "awq": lambda on: AWQ(on, clip=False),
     "awq clip": AWQ,
     **{how: lambda on, how=how: GPTQ(on, **THEN[how]) for how in ("plain", "attention refined")},
     **{f"awq {how}": lambda on, how=how: then_gptq(on, how) for how in ("plain", "attention refined")},
 }
+OTHER = "awq clip", "attention refined", "awq attention refined"
 STORY_ROWS = (
-    *(f"{bits} bits, {how}" for bits in (4, 3) for how in ("float", "rounded", "clip")),
-    *(f"{bits} bits, {how}, {text}" for text in TEXTS for bits in (4, 3) for how in STORY_METHODS),
+    *(f"{bits} bits, {how}" for bits in (4, 3) for how in ("float", "rounded", "clip", *STORY_METHODS)),
+    *(f"3 bits, {how}, WikiText-2" for how in OTHER),
 )
 
 
-def to_read(loaded, text, length, count):
+def to_read(loaded, text, length, count, seed):
     """Windows [count, length]: stories that the small model has told, drawn with a seed, or another kind of text."""
     if text == "WikiText-2":
-        return token_windows(load_text("wikitext-2", "validation")[:200_000], loaded.tokenizer, length, count, 0)
+        return token_windows(load_text("wikitext-2", "validation")[:200_000], loaded.tokenizer, length, count, seed)
     told = load_record("part_06.more_stories").values["tokens"] % loaded.model.config.vocab_size  # if it is small
-    chosen = torch.randperm(len(told), generator=torch.Generator().manual_seed(int(text.split()[1])))[:count]
+    chosen = torch.randperm(len(told), generator=torch.Generator().manual_seed(seed))[:count]
     return told[chosen, :length].long()
 
 
-@experiment(rows=STORY_ROWS, model="stories15M", miniature={"windows": 2, "window": 32, "count": 2}, tolerance=1e-4)
-def on_stories(loaded, rows, *, count=16, windows=16, window=256):
-    """The small model, a scale per 32, measured on stories that were not read."""
+@experiment(
+    rows=STORY_ROWS, model="stories15M", tolerance=1e-4,
+    miniature={"windows": 2, "window": 32, "count": 2, "seeds": 1})
+def on_stories(loaded, rows, *, seeds=3, count=16, windows=16, window=256):
+    """The small model, a scale per 32, measured on stories that were not read: once for every draw of those that were."""
     told = load_record("part_01.stories").values["tokens"] % loaded.model.config.vocab_size
     test = told[16 : 16 + windows, :window].flatten().long()
     for row in rows:
         bits, how, *text = row.split(", ")
-        on, model = Grid(int(bits[0]), 32), loaded.model
+        on, models = Grid(int(bits[0]), 32), [loaded.model]
         if how == "clip":
-            layers = {name: layer.weight.detach() for name, layer in linears(model).items()}
-            model = with_weights(model, {
+            layers = {name: layer.weight.detach() for name, layer in linears(loaded.model).items()}
+            models = [with_weights(loaded.model, {
                 name: quantize(w, on, clip=mse_clip(w, on)).dequantize(w.dtype) for name, w in layers.items()
-            })  # fmt: skip
+            })]  # fmt: skip
         elif how == "rounded":
-            model, _ = quantize_model(model, RTN(on))
+            models = [quantize_model(loaded.model, RTN(on))[0]]
         elif how != "float":
-            model, _ = quantize_model(model, STORY_METHODS[how](on), to_read(loaded, *text, window, count))
-        p = perplexity(dequantized(model), test, window, windows)
-        yield row, {"perplexity": p.value, "nll": p.nll}
+            reads = [to_read(loaded, *text or ["stories"], window, count, seed) for seed in range(seeds)]
+            models = (quantize_model(loaded.model, STORY_METHODS[how](on), read)[0] for read in reads)
+        found = [perplexity(dequantized(model), test, window, windows) for model in models]
+        yield row, {"perplexity": torch.tensor([p.value for p in found], dtype=torch.float64), "nll": torch.stack([p.nll for p in found])}
 
 
 def linears(model):
