@@ -13,6 +13,7 @@ from quantlib.models.linears import dequantized, twin_of
 from quantlib.records import experiment, load_record
 
 MODEL = "SmolLM2-135M-Instruct"
+FEW = (0.25, 0.5)  # ratios, for a miniature
 
 
 def grid(words):
@@ -72,8 +73,8 @@ class Searched:
             which is what the authors do; "duo": outputs, with AutoAWQ's candidates
     """
 
-    def __init__(self, model, read):
-        self.model = model
+    def __init__(self, model, read, alphas):
+        self.model, self.alphas = model, alphas
         self.through = collect_stats(model, read, through_attention=True)
         self.plain = dict(self.through)
         self.folds = find_folds(model, list(self.through), read[0][:16])
@@ -100,14 +101,14 @@ class Searched:
         if looks == "modules" and len(weights) > 1:
             return self.by_module(fold.readers, weights, stats[0].absmean, on)
         family = duo_scale if looks == "duo" else activation_scale
-        return awq_scale(weights, stats, on, family=family, shared=fold.channel).s
+        return awq_scale(weights, stats, on, family=family, alphas=self.alphas, shared=fold.channel).s
 
     def by_module(self, names, weights, absmean, on):
         """The s with which the module around these layers answers most like the float one."""
         parent = names[0].rpartition(".")[0]
         module, (args, kwargs, out) = self.model.get_submodule(parent), self.calls[parent]
         best = torch.inf, None
-        for alpha in ALPHAS:
+        for alpha in self.alphas:
             s = activation_scale(absmean, weights, on, alpha)
             new = {
                 name.rpartition(".")[2] + ".weight": quantize(w * s, on).dequantize(w.dtype) / s
@@ -150,11 +151,12 @@ ALONE_ROWS = (
 )
 
 
-@experiment(rows=ALONE_ROWS, model=MODEL, miniature={"count": 2, "windows": 2, "window": 64})
-def awq_alone(loaded, rows, *, count=8, seed=0, windows=8, window=1024):
+@experiment(rows=ALONE_ROWS, model=MODEL, miniature={"count": 2, "windows": 2, "window": 64, "alphas": FEW})
+def awq_alone(loaded, rows, *, count=8, seed=0, windows=8, window=1024, alphas=ALPHAS):
     """AWQ without GPTQ, the text read once for all rows; measured on the same kind of text, and on Python."""
     ours, _, test = texts()
-    searched = Searched(loaded.model, token_windows(ours, loaded.tokenizer, window, count, seed, evaluation=test))
+    read = token_windows(ours, loaded.tokenizer, window, count, seed, evaluation=test)
+    searched = Searched(loaded.model, read, alphas)
     python = load_record("part_06.code").values["measured"]
     for row in rows:
         bits, group, kind, how = row.split(maxsplit=3)
@@ -172,9 +174,9 @@ THEN = {  # as in part 4's tables
 }
 
 
-def then_gptq(on, how):
+def then_gptq(on, how, alphas=ALPHAS):
     """AWQ's scales, and GPTQ to round."""
-    return AWQ(on, then=GPTQ(on, **THEN[how]))
+    return AWQ(on, then=GPTQ(on, **THEN[how]), alphas=alphas)
 
 
 THEN_ROWS = (
@@ -185,8 +187,8 @@ THEN_ROWS = (
 )
 
 
-@experiment(rows=THEN_ROWS, model=MODEL, miniature={"most": 2, "windows": 2, "window": 64})
-def awq_then_gptq(loaded, rows, *, most=32, windows=8, window=1024):
+@experiment(rows=THEN_ROWS, model=MODEL, miniature={"most": 2, "windows": 2, "window": 64, "alphas": FEW})
+def awq_then_gptq(loaded, rows, *, most=32, windows=8, window=1024, alphas=ALPHAS):
     """AWQ's scales first, GPTQ on the scaled weights after it: as many windows and the same seeds as in part 4."""
     ours, _, test = texts()
     for row in rows:
@@ -194,7 +196,7 @@ def awq_then_gptq(loaded, rows, *, most=32, windows=8, window=1024):
         read = token_windows(
             ours, loaded.tokenizer, window, min(most, int(count.split()[0])), int(seed), evaluation=test)
         bits, group, kind, how = words.split(maxsplit=3)
-        model, _ = quantize_model(loaded.model, then_gptq(grid(f"{bits} {group} {kind}"), how), read)
+        model, _ = quantize_model(loaded.model, then_gptq(grid(f"{bits} {group} {kind}"), how, alphas), read)
         yield row, losses(loaded, model, test, windows, window)
 
 
@@ -225,14 +227,15 @@ def kept_in_float(loaded, rows, *, share=0.01, count=4, seed=0, windows=8, windo
 
 
 STORY_METHODS = {
-    "awq": lambda on: AWQ(on, clip=False),
-    "awq clip": AWQ,
-    **{how: lambda on, how=how: GPTQ(on, **THEN[how]) for how in ("plain", "attention refined")},
-    **{f"awq {how}": lambda on, how=how: then_gptq(on, how) for how in ("plain", "attention refined")},
+    "awq": lambda on, alphas: AWQ(on, clip=False, alphas=alphas),
+    "awq clip": lambda on, alphas: AWQ(on, alphas=alphas),
+    **{how: lambda on, _, how=how: GPTQ(on, **THEN[how]) for how in ("plain", "attention refined")},
+    **{f"awq {how}": lambda on, alphas, how=how: then_gptq(on, how, alphas) for how in ("plain", "attention refined")},
 }
 OTHER = "awq clip", "attention refined", "awq attention refined"
 STORY_ROWS = (
-    *(f"{bits} bits, {how}" for bits in (4, 3) for how in ("float", "rounded", "clip", *STORY_METHODS)),
+    "4 bits, float",
+    *(f"{bits} bits, {how}" for bits in (4, 3) for how in ("rounded", "clip", *STORY_METHODS)),
     *(f"3 bits, {how}, WikiText-2" for how in OTHER),
 )
 
@@ -248,9 +251,9 @@ def to_read(loaded, text, length, count, seed):
 
 @experiment(
     rows=STORY_ROWS, model="stories15M", tolerance=1e-4,
-    miniature={"windows": 2, "window": 32, "count": 2, "seeds": 1})
-def on_stories(loaded, rows, *, seeds=3, count=16, windows=16, window=256):
-    """The small model, a scale per 32, measured on stories that were not read: once for every draw of those that were."""
+    miniature={"windows": 2, "window": 32, "count": 2, "seeds": 1, "alphas": FEW})
+def on_stories(loaded, rows, *, seeds=3, count=16, windows=16, window=256, alphas=ALPHAS):
+    """The small model, a scale per 32, measured on stories that were not read; once for every draw of what is read."""
     told = load_record("part_01.stories").values["tokens"] % loaded.model.config.vocab_size
     test = told[16 : 16 + windows, :window].flatten().long()
     for row in rows:
@@ -265,9 +268,10 @@ def on_stories(loaded, rows, *, seeds=3, count=16, windows=16, window=256):
             models = [quantize_model(loaded.model, RTN(on))[0]]
         elif how != "float":
             reads = [to_read(loaded, *text or ["stories"], window, count, seed) for seed in range(seeds)]
-            models = (quantize_model(loaded.model, STORY_METHODS[how](on), read)[0] for read in reads)
+            models = (quantize_model(loaded.model, STORY_METHODS[how](on, alphas), read)[0] for read in reads)
         found = [perplexity(dequantized(model), test, window, windows) for model in models]
-        yield row, {"perplexity": torch.tensor([p.value for p in found], dtype=torch.float64), "nll": torch.stack([p.nll for p in found])}
+        values = torch.tensor([p.value for p in found], dtype=torch.float64)  # [seeds]
+        yield row, {"perplexity": values, "nll": torch.stack([p.nll for p in found])}
 
 
 def linears(model):
