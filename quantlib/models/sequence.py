@@ -68,11 +68,9 @@ def in_sequence(
     A model whose blocks do not follow each other on nothing but hidden states is run as a whole for each stage: slower,
     and the same result.
 
-    Raises what collect_stats raises, and ValueError for windows of different lengths.
+    Raises what collect_stats raises.
     """
     rows = checked_windows(model, windows)
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError("windows must all have the same length to pass a model block by block: cut them to one length")
     with torch.no_grad():
         walks = [_Walk(model, rows, names, through_attention) for _ in range(2 if cross else 1)]
         for (scope, layers), *_ in zip(*(walk.scopes() for walk in walks), strict=True):
@@ -174,7 +172,7 @@ class _Walk:
                 return None
             for part in self.parts:
                 part.window = window
-            args, kwargs = self.calls[how][scope]
+            args, kwargs = self.calls[how][len(self.rows[window])][scope]
             out = self.twin.get_submodule(scope)(self.hidden[window], *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
@@ -269,10 +267,18 @@ class _Walk:
                 self._until(0, stop)
         return [name for name in names if name in heard]
 
-    def _calls(self, how: str) -> dict[str, tuple[tuple, dict]] | None:
-        """What each block is called with beside hidden states: masks, positions. None if they cannot be run on that."""
-        first, *others = (self._trace(window, how) for window in range(min(2, len(self.rows))))
-        return None if first is None or any(not _same(first, other) for other in others) else first
+    def _calls(self, how: str) -> dict[int, dict[str, tuple[tuple, dict]]] | None:
+        """What each block is called with beside hidden states, masks and positions, by the length of a window. None if
+        blocks cannot be run on that.
+        """
+        calls = {}
+        for length in dict.fromkeys(map(len, self.rows)):
+            alike = [window for window, row in enumerate(self.rows) if len(row) == length]
+            first, *others = (self._trace(window, how) for window in alike[:2])
+            if first is None or any(not _same(first, other) for other in others):
+                return None
+            calls[length] = first
+        return calls
 
     def _trace(self, window: int, how: str) -> dict[str, tuple[tuple, dict]] | None:
         """The blocks' calls in one pass. None if a block is not called once, on what the one before it returned."""
