@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlib.numerics.packing import pack, packed_bytes, unpack, width
+from quantlib.numerics.packing import AWQ_ORDER, pack, pack_words, packed_bytes, unpack, unpack_words, width
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,3 +63,42 @@ def test_what_does_not_fit_is_refused():
         unpack(codes, 4, 1)
     with pytest.raises(ValueError, match="9 codes of 4 bits take 5 bytes a row, got 4"):
         unpack(torch.zeros(1, 4, dtype=torch.uint8), 4, 9)
+
+
+# --- words, as checkpoints keep them
+
+
+def _by_hand(values, bits, order):
+    """The words of one row, in plain integers."""
+    count = 32 // bits
+    words = []
+    for start in range(0, len(values), count):
+        part = (values[start : start + count] + [0] * count)[:count]
+        word = sum(part[k] << (bits * place) for place, k in enumerate(order or range(count)))
+        words.append(word - 2**32 if word >= 2**31 else word)
+    return words
+
+
+@given(st.data())
+def test_words_are_what_integers_say_and_come_back(data):
+    bits = data.draw(st.sampled_from([2, 4, 8]))
+    order = AWQ_ORDER if bits == 4 and data.draw(st.booleans()) else None
+    rows, n = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 70))
+    values = torch.randint(0, 2**bits, (rows, n), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+    words = pack_words(values, bits, order)
+    assert words.tolist() == [_by_hand(row, bits, order) for row in values.tolist()]
+    assert unpack_words(words, bits, n, order).equal(values)
+
+
+def test_words_refuse_what_does_not_fit():
+    for bits in (3, 5, 16):
+        with pytest.raises(ValueError, match="2, 4 or 8"):
+            pack_words(torch.zeros(1, 8, dtype=torch.uint8), bits)
+    with pytest.raises(ValueError, match="4 bits hold 0 to 15"):
+        pack_words(torch.full((1, 8), 16, dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match="9 values of 4 bits take 2 words a row, got 1"):
+        unpack_words(torch.zeros(1, 1, dtype=torch.int32), 4, 9)
+    with pytest.raises(TypeError):
+        pack_words(torch.zeros(1, 8, dtype=torch.int8), 4)
+    with pytest.raises(TypeError):
+        unpack_words(torch.zeros(1, 8, dtype=torch.uint8), 4, 8)
