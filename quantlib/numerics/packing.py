@@ -80,7 +80,7 @@ def pack_words(values: Tensor, bits: int, order: Sequence[int] | None = None) ->
 
     Raises TypeError if values are no uint8 matrix, ValueError for other bits and a value that does not fit into them.
 
-    >>> hex(pack_words(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4)[0, 0] & 0xFFFFFFFF)
+    >>> hex(pack_words(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.uint8), 4).item() & 0xFFFFFFFF)
     '0x87654321'
     """
     count = per_word(bits)
@@ -97,7 +97,7 @@ def pack_words(values: Tensor, bits: int, order: Sequence[int] | None = None) ->
     packed = padded.new_zeros(parts.shape[:2])
     for place in range(parts.shape[2]):
         packed |= parts[..., place] << (bits * place)
-    return packed.contiguous().view(torch.int32)  # [rows, words]
+    return packed.flatten().view(torch.int32).view(rows, -(-n // count))  # [rows, words]
 
 
 def unpack_words(words: Tensor, bits: int, n: int, order: Sequence[int] | None = None) -> Tensor:
@@ -110,7 +110,7 @@ def unpack_words(words: Tensor, bits: int, n: int, order: Sequence[int] | None =
         raise TypeError(f"words must be int32 [rows, words], got {words.dtype} {list(words.shape)}")
     if words.shape[1] != -(-n // count):
         raise ValueError(f"{n} values of {bits} bits take {-(-n // count)} words a row, got {words.shape[1]}")
-    packed = words.contiguous().view(torch.uint8)  # [rows, bytes]
+    packed = words.flatten().view(torch.uint8).view(len(words), 4 * words.shape[1])  # [rows, bytes]
     parts = [packed >> (bits * place) & (2**bits - 1) for place in range(8 // bits)]
     values = torch.stack(parts, dim=-1).flatten(1)  # [rows, words · values of a word]
     if order is not None:
