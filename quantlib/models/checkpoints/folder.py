@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all. Start from :func:`new_folder` and :class:`Shards`."""
+"""A folder, or a file, that appears whole or not at all. Start from :func:`new_folder` and :class:`Shards`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,25 @@ def new_folder(target: Path) -> Iterator[Path]:
         work.rename(target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """The same for a file. Its block must write it whole, and close it."""
+    target = target.expanduser().absolute()
+    check_new(target)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL.format(target.name), dir=target.parent)
+    os.close(handle)
+    work = Path(name)
+    try:
+        yield work
+        work.chmod(0o666 & ~_umask())
+        _to_disk(work)
+        check_new(target)
+        work.rename(target)
+    except BaseException:
+        work.unlink(missing_ok=True)
         raise
 
 

@@ -36,8 +36,9 @@ def save_quantized(
     """Write a model that quantize_model returned, so that transformers, vLLM and others load it, and load_quantized.
 
     folder           a new one; it appears under this name whole or not at all, whenever the process ends
-    format           "gptq" (version 1: symmetric grids), "gptq_v2", "awq", "compressed-tensors" or "bitsandbytes"
-    tokenizer        is written beside it
+    format           "gptq" (version 1: symmetric grids), "gptq_v2", "awq", "compressed-tensors" or "bitsandbytes";
+                     "gguf" (Q8_0, Q4_0, Q4_1) writes one file of this name
+    tokenizer        is written beside it, and into a GGUF file
     max_shard_bytes  a larger model is split into several files with an index
 
     Parameters that were not quantized are written in the dtype they have: model.to(torch.bfloat16) before halves them
@@ -49,6 +50,13 @@ def save_quantized(
     target = Path(folder)
     check_new(target.expanduser().absolute())
     layers = quantized_layers(model)
+    if format == "gguf":
+        from quantlib.models.checkpoints.gguf import save_gguf  # reads its package only where it is wanted
+
+        if tokenizer is None:
+            raise ValueError("tokenizer must be given for format='gguf': the file holds it")
+        save_gguf(model, target, layers, tokenizer)
+        return
     chosen = format_for(format, layers)
     left = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
     config = config_of(model, chosen, left, format)
