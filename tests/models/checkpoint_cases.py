@@ -43,7 +43,12 @@ def state(model):
     found = {}
     for name, layer in layers(model).items():
         q = layer.quantized()
-        found |= {f"{name}.codes": q.codes, f"{name}.scale": q.scale, f"{name}.zero": q.zero_point, f"{name}.g": q.g_idx}
+        found |= {
+            f"{name}.codes": q.codes,
+            f"{name}.scale": q.scale,
+            f"{name}.zero": q.zero_point,
+            f"{name}.g": q.g_idx,
+        }
         found |= {f"{name}.kind": (type(layer), q.grid, getattr(layer, "threshold", None))}
     found |= dict(model.named_parameters())
     return found | dict(model.named_buffers(remove_duplicate=True))

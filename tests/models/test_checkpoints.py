@@ -42,7 +42,9 @@ def test_families_and_shards(family, shard, tmp_path):
     """Biases, tied heads, scaled embeddings, post-norms, Conv1D; in one file and in several."""
     model, folder = saved(tmp_path, "gptq", family, max_shard_bytes=shard)
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    assert (len(files) > 2) == (shard < 100_000) and (folder / "model.safetensors.index.json").exists() == (len(files) > 1)
+    assert (len(files) > 2) == (shard < 100_000) and (folder / "model.safetensors.index.json").exists() == (
+        len(files) > 1
+    )
     new = load_quantized(folder)
     assert same(state(model), state(new))
     assert model(windows(1)).logits.equal(new(windows(1)).logits)
@@ -56,7 +58,9 @@ def test_halves_stay_halves(tmp_path):
     model = quantize_model(make("qwen2").to(torch.bfloat16), RTN(Grid(4, 32)))[0]
     save_quantized(model, tmp_path / "out", "gptq")
     new = load_quantized(tmp_path / "out")
-    without = [{k: v for k, v in state(m).items() if "inv_freq" not in k} for m in (model, new)]  # never stored: computed
+    without = [
+        {k: v for k, v in state(m).items() if "inv_freq" not in k} for m in (model, new)
+    ]  # never stored: computed
     assert same(*without) and {p.dtype for p in new.parameters()} == {torch.bfloat16}
     assert new.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
@@ -80,7 +84,9 @@ def test_skipped_layers_are_named_where_other_tools_look(tmp_path):
     for format in WRITERS:
         save_quantized(mixed if format == "bitsandbytes" else model, tmp_path / format, format)
         assert kept not in layers(load_quantized(tmp_path / format))
-        found[format] = json.loads((tmp_path / format / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        found[format] = json.loads((tmp_path / format / "config.json").read_text(encoding="utf-8"))[
+            "quantization_config"
+        ]
     assert found["awq"]["modules_to_not_convert"] == found["compressed-tensors"]["ignore"] == [kept, "lm_head"]
     assert found["bitsandbytes"]["llm_int8_skip_modules"] == [kept, "lm_head"]
     assert found["gptq"]["dynamic"] == {r"-:^model\.layers\.1\.mlp\.down_proj$": {}} and not found["gptq"]["lm_head"]
@@ -95,7 +101,10 @@ def test_beside_the_weights(tmp_path):
     assert (tmp_path / "out" / "generation_config.json").exists()
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["LlamaForCausalLM"] and config["dtype"] == "float32"
-    assert json.loads((tmp_path / "out" / "quantize_config.json").read_text(encoding="utf-8")) == config["quantization_config"]
+    assert (
+        json.loads((tmp_path / "out" / "quantize_config.json").read_text(encoding="utf-8"))
+        == config["quantization_config"]
+    )
     assert load_quantized(tmp_path / "out").generate(torch.tensor([[1, 3]]), max_new_tokens=3).shape[1] <= 5
 
 

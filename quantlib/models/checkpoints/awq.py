@@ -55,9 +55,13 @@ class AWQFile:
         check_bits(grid, (4,), "awq")
         for name, layer in layers.items():
             if layer.packed.order is not None:
-                raise ValueError(f"{name} has a g_idx (act-order), and format='awq' has none: save it with format='gptq'")
+                raise ValueError(
+                    f"{name} has a g_idx (act-order), and format='awq' has none: save it with format='gptq'"
+                )
             if layer.transposed:
-                raise ValueError(f"{name} was a Conv1D, which readers of format='awq' do not convert: use format='gptq'")
+                raise ValueError(
+                    f"{name} was a Conv1D, which readers of format='awq' do not convert: use format='gptq'"
+                )
         return cls(grid)
 
     @classmethod
@@ -67,7 +71,9 @@ class AWQFile:
         if config.whole("bits") != 4:
             raise ValueError(f"bits must be 4 in an AWQ file, got {config.whole('bits')}")
         if not config.truth("zero_point", True):
-            raise ValueError("zero_point=false: readers differ in what that means; only files with zero points are read")
+            raise ValueError(
+                "zero_point=false: readers differ in what that means; only files with zero points are read"
+            )
         symmetric = note is not None and note.symmetric
         group_size = from_minus_one(config.whole("group_size"))
         return cls(Grid(4, group_size, symmetric=symmetric, narrow_range=symmetric and note.narrow_range))

@@ -40,7 +40,8 @@ class BitsandbytesFile:
         for name, layer in layers.items():
             if not isinstance(layer, MixedInt8Linear):
                 raise ValueError(
-                    f"{name} multiplies floats by its codes, and format='bitsandbytes' holds LLM.int8() layers: quantize "
+                    f"{name} multiplies floats by its codes, and format='bitsandbytes' holds LLM.int8() layers: "
+                    "quantize "
                     "with LLMInt8(threshold), or save with format='compressed-tensors'"
                 )
             if layer.float_weight is not None:
@@ -53,8 +54,8 @@ class BitsandbytesFile:
         (threshold,) = thresholds
         if threshold == 0.0:
             raise ValueError(
-                "threshold=0.0 makes every column an outlier, and format='bitsandbytes' writes 0.0 for none: use None for "
-                "none, or a small positive number"
+                "threshold=0.0 makes every column an outlier, and format='bitsandbytes' writes 0.0 for none: use "
+                "None for none, or a small positive number"
             )
         return cls(threshold)
 
@@ -118,5 +119,7 @@ def absmax_of(scale: Tensor) -> Tensor:
         candidate = torch.nextafter(near, torch.full_like(near, direction))
         found = torch.where(missing & (candidate / LARGEST == scale), candidate, found)
     if not bool((found / LARGEST == scale).all()):
-        raise ValueError("format='bitsandbytes' cannot hold a scale that is no float32 divided by 127: quantize with LLMInt8")
+        raise ValueError(
+            "format='bitsandbytes' cannot hold a scale that is no float32 divided by 127: quantize with LLMInt8"
+        )
     return found

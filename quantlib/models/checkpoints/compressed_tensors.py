@@ -1,7 +1,8 @@
-"""compressed-tensors' files with packed integers, what llm-compressor writes. Start from :class:`CompressedTensorsFile`.
+"""compressed-tensors' files with packed integers, as llm-compressor writes. Start from :class:`CompressedTensorsFile`.
 
-weight_packed int32 [out, ceil(in · bits / 32)] of code + 2^(bits−1), the lowest bits first along the inputs; weight_scale
-[out, groups]; weight_shape int64 [2]; weight_zero_point int32 [ceil(out · bits / 32), groups], packed along the outputs.
+weight_packed int32 [out, ceil(in · bits / 32)] of code + 2^(bits−1), the lowest bits first along the inputs;
+weight_scale [out, groups]; weight_shape int64 [2]; weight_zero_point int32 [ceil(out · bits / 32), groups], packed
+along the outputs.
 
 Only weights are quantized here (W4A16, W8A16). Source: the compressed-tensors package, compressors/pack_quantized.
 """
@@ -53,7 +54,8 @@ class CompressedTensorsFile:
         for name, layer in layers.items():
             if layer.packed.order is not None:
                 raise ValueError(
-                    f"{name} has a g_idx (act-order), which versions of format={NAME!r} read differently: use format='gptq'"
+                    f"{name} has a g_idx (act-order), which versions of format={NAME!r} read differently: "
+                    "use format='gptq'"
                 )
             if layer.transposed:
                 raise ValueError(f"{name} was a Conv1D, and format={NAME!r} holds Linear only: use format='gptq'")
@@ -144,7 +146,9 @@ def _grid(weights: Fields, note: Note | None) -> Grid:
     weights.must_be("actorder", False, "static", "weight", "group", why="an order of columns is 'static' or 'group'")
     bits = weights.whole("num_bits")
     if bits not in (4, 8):
-        raise ValueError(f"num_bits must be 4 or 8, got {bits}: other widths cross words, differently in different versions")
+        raise ValueError(
+            f"num_bits must be 4 or 8, got {bits}: other widths cross words, differently in different versions"
+        )
     strategy = weights.text("strategy", "channel")
     if strategy not in ("channel", "group"):
         raise ValueError(f"strategy must be 'channel' or 'group', got {strategy!r}")

@@ -20,10 +20,10 @@ PARTIAL = ".{}.partial-"  # what a killed process leaves beside the target; noth
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the target's name when the block ends without an exception, and else is gone.
+    """A folder to write into, that gets the target's name when the block ends without exception, else is gone.
 
-    It lies beside the target, on the same disk, so that the renaming is one step. Raises ValueError if the target exists
-    or its parent does not.
+    It lies beside the target, on the same disk, so that the renaming is one step. Raises ValueError if the target
+    exists or its parent does not.
     """
     target = target.expanduser().absolute()
     check_new(target)

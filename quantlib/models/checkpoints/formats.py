@@ -28,7 +28,7 @@ READERS: dict[str, Callable[[Fields, Note | None], Format]] = {
 
 
 def format_for(name: str, layers: Mapping[str, QuantizedLinear]) -> Format:
-    """The format of this name for these layers, if it can hold every one. Raises ValueError, naming the layer, if not."""
+    """The format of this name for these layers, if it can hold every one. Raises ValueError, with the layer, if not."""
     if name not in WRITERS:
         raise ValueError(f"format must be one of {', '.join(map(repr, (*WRITERS, 'gguf')))}, got {name!r}")
     chosen = WRITERS[name](layers)

@@ -1,11 +1,11 @@
 """GGUF, llama.cpp's and Ollama's file, out of our own codes. Start from :func:`save_gguf`.
 
-Blocks of 32 weights of a row, each with a float16 scale d. Q8_0: w = d·q; Q4_0: w = d·(q − 8); Q4_1: w = d·q + m, with a
-float16 minimum m. So symmetric grids go in bit for bit, and larger groups too: blocks of one group repeat its scale. An
-asymmetric grid of four bits becomes Q4_1 with m = −zero · scale, which float16 rounds by less than a hundredth of a step.
+Blocks of 32 weights of a row, each with a float16 scale d. Q8_0: w = d·q; Q4_0: w = d·(q − 8); Q4_1: w = d·q + m,
+with a float16 minimum m. So symmetric grids go in bit for bit, larger groups too: their blocks repeat a scale.
+An asymmetric grid of four bits becomes Q4_1 with m = −zero · scale, rounded to float16 (under 0.01 of a step).
 
-What is not quantized is stored in the dtype it has, vectors in float32. Query and key rows change their order: llama.cpp
-rotates neighbours, transformers rotates halves.
+What is not quantized is stored in the dtype it has, vectors in float32. Query and key rows change their order:
+llama.cpp rotates neighbours, transformers rotates halves.
 
 Source: ggml's ggml-common.h (block_q4_0, block_q4_1, block_q8_0), as the gguf package reads them.
 """
@@ -27,7 +27,6 @@ from quantlib.layers.mixed import MixedInt8Linear
 from quantlib.layers.weight_only import QuantizedLinear
 from quantlib.models.checkpoints.folder import new_file
 from quantlib.models.checkpoints.skeleton import floats_of
-from quantlib.numerics.grid import Grid
 from quantlib.numerics.packing import pack
 from quantlib.numerics.quantize import QuantizedTensor
 from quantlib.progress import progress
@@ -46,7 +45,10 @@ FLOATS = {torch.float16: TYPES.F16, torch.bfloat16: TYPES.BF16, torch.float32: T
 
 
 def save_gguf(
-    model: nn.Module, path: str | os.PathLike[str], layers: dict[str, QuantizedLinear], tokenizer: PreTrainedTokenizerBase
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    layers: dict[str, QuantizedLinear],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write a quantized Llama into one file, which appears whole or not at all.
 
@@ -85,10 +87,14 @@ def block_type(layer: QuantizedLinear) -> gguf.GGMLQuantizationType:
     if isinstance(layer, MixedInt8Linear):
         raise ValueError("format='gguf' says nothing of int8 activations: quantize with RTN, GPTQ or AWQ")
     if grid.group_size == "tensor" or layer.packed.order is not None:
-        raise ValueError("format='gguf' keeps the scales of neighbouring weights of a row: no act-order, no matrix scale")
+        raise ValueError(
+            "format='gguf' keeps the scales of neighbouring weights of a row: no act-order, no matrix scale"
+        )
     size = layer.in_features if grid.group_size == "row" else grid.group_size
     if size % BLOCK:
-        raise ValueError(f"format='gguf' has blocks of {BLOCK} weights, which groups of {size} do not fill: use {BLOCK} or 64")
+        raise ValueError(
+            f"format='gguf' has blocks of {BLOCK} weights, which groups of {size} do not fill: use {BLOCK} or 64"
+        )
     if not grid.symmetric and grid.bits > 4:
         raise ValueError(f"format='gguf' has no block of {grid.bits} bits with a minimum: quantize symmetrically")
     return (TYPES.Q4_0 if grid.bits <= 4 else TYPES.Q8_0) if grid.symmetric else TYPES.Q4_1
@@ -172,9 +178,14 @@ def _describe(writer: gguf.GGUFWriter, model: nn.Module, file_type: gguf.LlamaFi
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> dict:
     """What tokenizer.json says. Raises ValueError unless it splits text as SmolLM's does and fills the embedding."""
     facts = json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "is_fast", False) else {}
-    splits = [(each["type"], each.get("individual_digits")) for each in (facts.get("pre_tokenizer") or {}).get("pretokenizers", [])]
+    splits = [
+        (each["type"], each.get("individual_digits"))
+        for each in (facts.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    ]
     if splits != [("Digits", True), ("ByteLevel", None)] or facts["model"]["type"] != "BPE":
-        raise ValueError("format='gguf' is written here with SmolLM's tokenizer, whose name llama.cpp knows: this is another")
+        raise ValueError(
+            "format='gguf' is written here with SmolLM's tokenizer, whose name llama.cpp knows: this is another"
+        )
     if len(tokenizer) > size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the model {size}")
     return facts

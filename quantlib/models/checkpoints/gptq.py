@@ -67,8 +67,9 @@ class GPTQFile:
         check_bits(grid, BITS, name)
         if version == 1 and not grid.symmetric:
             raise ValueError(
-                "format='gptq' is version 1, which has no form for a zero point of 0 (other tools would load it with a "
-                "neighbour spoilt and no message): save an asymmetric grid with format='gptq_v2', or quantize symmetrically"
+                "format='gptq' is version 1, which has no form for a zero point of 0 (other tools would load it with "
+                "a neighbour spoilt and no message): save an asymmetric grid with "
+                "format='gptq_v2', or quantize symmetrically"
             )
         ordered = any(layer.packed.order is not None for layer in layers.values())
         return cls(grid, version, ordered)
@@ -157,13 +158,18 @@ class GPTQFile:
             return
         other = {1: 2, 2: 1}[self.version]
         found = sorted(set(zero.flatten().tolist()))
-        mine, others = _word(self._middle, self.grid.bits), _word(GPTQFile(self.grid, other, False)._middle, self.grid.bits)
+        mine, others = (
+            _word(self._middle, self.grid.bits),
+            _word(GPTQFile(self.grid, other, False)._middle, self.grid.bits),
+        )
         if len(found) == 1 and _word(found[0], self.grid.bits) == others:
             raise ValueError(
-                f"qzeros are {others}, as checkpoint_format={VERSIONS[other]!r} stores a symmetric grid, and the config "
-                f"says checkpoint_format={VERSIONS[self.version]!r}, which would be {mine}: one of the two is wrong"
+                f"qzeros are {others}, as checkpoint_format={VERSIONS[other]!r} stores a symmetric grid, and the "
+                f"config says checkpoint_format={VERSIONS[self.version]!r}, which would be {mine}: one of the two is wrong"
             )
-        raise ValueError(f"the config says sym=true and qzeros are not all {mine}: the file is damaged, or not symmetric")
+        raise ValueError(
+            f"the config says sym=true and qzeros are not all {mine}: the file is damaged, or not symmetric"
+        )
 
     def _group_index(self, g_idx: Tensor | None, columns: int) -> Tensor | None:
         if g_idx is None:

@@ -143,7 +143,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         for name, file in named.items():
             plain = isinstance(file, str) and file.endswith(".safetensors") and not set(file) & set("/\\:\0")
             if not plain or file.startswith("."):
-                raise ValueError(f"{INDEX}: {name!r} is said to be in {file!r:.80}, which is not a name of a weight file")
+                raise ValueError(
+                    f"{INDEX}: {name!r} is said to be in {file!r:.80}, which is not a name of a weight file"
+                )
         files = [folder / file for file in sorted(set(named.values()))]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ValueError(f"the folder lacks {missing[0]}, which {INDEX} names ({len(missing)} missing in all)")
@@ -157,7 +159,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         raise ValueError(f"the folder holds {len(files)} weight files and no {INDEX}, which says what is in which")
     pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
     if pickles:
-        raise ValueError(f"{pickles[0]} would have to be unpickled, which can run code: convert it to safetensors first")
+        raise ValueError(
+            f"{pickles[0]} would have to be unpickled, which can run code: convert it to safetensors first"
+        )
     raise ValueError(f"the folder {str(folder)!r} holds no {SINGLE}")
 
 

@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Note:
-    """What a format has no word for, kept beside the tensors: the grid as it was (quantlib.models.checkpoints.notes)."""
+    """What a format has no word for, kept in the files' metadata: what the grid was."""
 
     symmetric: bool
     narrow_range: bool
@@ -92,7 +92,9 @@ def check_bits(grid: Grid, held: Sequence[int], format: str) -> None:
         said = " or ".join(map(str, held))
         raise ValueError(f"format={format!r} holds codes of {said} bits, got {grid.bits}: quantize to another grid")
     if grid.group_size == "tensor":
-        raise ValueError(f'format={format!r} holds no scale for a whole matrix: quantize with group_size="row" or a number')
+        raise ValueError(
+            f'format={format!r} holds no scale for a whole matrix: quantize with group_size="row" or a number'
+        )
 
 
 def check_multiple(what: str, count: int, of: int, format: str) -> None:
@@ -145,7 +147,9 @@ def group_index(g_idx: Tensor, grid: Grid, columns: int) -> Tensor | None:
     """
     groups = groups_of(grid, columns)
     if g_idx.numel() and not (0 <= int(g_idx.min()) and int(g_idx.max()) < groups):
-        raise ValueError(f"g_idx runs from {int(g_idx.min())} to {int(g_idx.max())}, and the groups are 0 to {groups - 1}")
+        raise ValueError(
+            f"g_idx runs from {int(g_idx.min())} to {int(g_idx.max())}, and the groups are 0 to {groups - 1}"
+        )
     if g_idx.equal(in_order(grid, columns)):
         return None
     if len(set(torch.bincount(g_idx.long(), minlength=groups).tolist())) != 1:

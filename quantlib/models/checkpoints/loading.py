@@ -43,11 +43,12 @@ class Checked:
 
 
 def load_quantized(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
-    """The causal language model that a folder holds: GPTQ, AWQ (GEMM), compressed-tensors (packed integers) or
-    bitsandbytes INT8, written by save_quantized or by other tools.
+    """The causal language model in a folder that save_quantized or another tool wrote.
 
-    Its layers are those that quantize_model makes, packed for this machine; it is in eval mode, and no parameter requires
-    a gradient. Parameters that were not quantized keep the dtype they are stored in. The tokenizer is beside:
+    Formats: GPTQ, AWQ (GEMM), compressed-tensors (packed integers), bitsandbytes INT8.
+
+    Its layers are those that quantize_model makes, packed for this machine; it is in eval mode, and no parameter
+    requires a gradient. Parameters that were not quantized keep the dtype they are stored in. The tokenizer is beside:
     AutoTokenizer.from_pretrained(folder).
 
     Nothing is unpickled, no code of the folder is run, no path out of it is followed. Raises ValueError, in a sentence,

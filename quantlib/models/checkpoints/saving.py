@@ -80,9 +80,10 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = getattr(model, "config", None)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(model) is not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]:
+    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) is not type(model):
         raise ValueError(
-            f"model must be a causal language model of transformers, quantized by quantize_model; got {type(model).__name__}"
+            f"model must be a causal language model of transformers, quantized by quantize_model; "
+            f"got {type(model).__name__}"
         )
     named = model.named_modules(remove_duplicate=False)
     layers = {name: module for name, module in named if isinstance(module, QuantizedLinear)}
@@ -104,7 +105,8 @@ def config_of(model: nn.Module, chosen: Format, left: list[str], format: str) ->
     if isinstance(model.get_output_embeddings(), QuantizedLinear):
         if format in ("awq", "bitsandbytes"):
             raise ValueError(
-                f"the head is quantized, and readers of format={format!r} leave heads in floating point: keep skip=('lm_head',)"
+                f"the head is quantized, and readers of format={format!r} leave heads in floating point: "
+                "keep skip=('lm_head',)"
             )
         config["tie_word_embeddings"] = False  # the embedding has floats of its own
     return config | {"quantization_config": chosen.config(left)}
