@@ -17,9 +17,9 @@ FEW = (0.25, 0.5)  # ratios, for a miniature
 
 
 def grid(words):
-    """The Grid of "4 64 symmetric"."""
+    """The Grid of "4 64 symmetric"; "narrow" is symmetric, its step 1/7 of the largest weight: that one is exact."""
     bits, group, kind = words.split()
-    return Grid(int(bits), int(group), symmetric=kind == "symmetric")
+    return Grid(int(bits), int(group), symmetric=kind != "asymmetric", narrow_range=kind == "narrow")
 
 
 def texts():
@@ -148,6 +148,8 @@ ALONE = {  # the last words of a row -> what the search looks at, and the layers
 ALONE_ROWS = (
     *(f"4 64 symmetric {how}" for how in ALONE),
     *(f"{start} {how}" for start in ("4 64 asymmetric", "3 64 symmetric") for how in ("clip", "awq", "awq clip")),
+    *(f"4 64 narrow {how}" for how in ("clip", "awq", "awq clip", "awq clip all")),
+    "4 64 asymmetric awq clip all",
 )
 
 
@@ -183,7 +185,7 @@ THEN_ROWS = (
     "32 windows, 0, 4 64 symmetric attention refined",
     "4 windows, 0, 4 64 symmetric plain",
     *(f"4 windows, {seed}, 4 64 symmetric attention refined" for seed in (1, 2)),
-    "32 windows, 0, 4 64 asymmetric attention refined",
+    "4 windows, 2, 4 64 narrow attention refined",
 )
 
 
