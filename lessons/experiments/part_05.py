@@ -148,8 +148,7 @@ ALONE = {  # the last words of a row -> what the search looks at, and the layers
 ALONE_ROWS = (
     *(f"4 64 symmetric {how}" for how in ALONE),
     *(f"{start} {how}" for start in ("4 64 asymmetric", "3 64 symmetric") for how in ("clip", "awq", "awq clip")),
-    *(f"4 64 narrow {how}" for how in ("clip", "awq", "awq clip", "awq clip all")),
-    "4 64 asymmetric awq clip all",
+    "4 64 narrow clip",
 )
 
 
@@ -184,8 +183,7 @@ def then_gptq(on, how, alphas=ALPHAS):
 THEN_ROWS = (
     "32 windows, 0, 4 64 symmetric attention refined",
     "4 windows, 0, 4 64 symmetric plain",
-    *(f"4 windows, {seed}, 4 64 symmetric attention refined" for seed in (1, 2)),
-    "4 windows, 2, 4 64 narrow attention refined",
+    "4 windows, 2, 4 64 symmetric attention refined",
 )
 
 
