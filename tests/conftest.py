@@ -79,6 +79,7 @@ def visit(browser, address):
         page.evaluate("document.fonts.ready")
         return page
 
+    open_page.complaints = complaints  # a test that breaks something on purpose takes back what it caused
     yield open_page
     for context in contexts:
         context.close()

@@ -1,4 +1,5 @@
-// On paper answers are unfolded (print.css leaves out the code of figures); a link into a fold opens it.
+// On paper answers are unfolded (print.css leaves out the code of figures) and folded again after it: a reader who goes
+// on reading finds no prediction spoiled. A link into a fold opens it.
 import { all } from './dom.ts';
 
 function openAround(): void {
@@ -7,8 +8,15 @@ function openAround(): void {
 }
 
 export function folds(): void {
+  let opened: HTMLDetailsElement[] = [];
   addEventListener('beforeprint', () => {
-    for (const fold of all<HTMLDetailsElement>('article details')) fold.open = true;
+    const closed = all<HTMLDetailsElement>('article details').filter((fold) => !fold.open);
+    for (const fold of closed) fold.open = true;
+    opened = [...opened, ...closed]; // some browsers announce a print twice
+  });
+  addEventListener('afterprint', () => {
+    for (const fold of opened) fold.open = false;
+    opened = [];
   });
   addEventListener('hashchange', openAround);
   openAround();

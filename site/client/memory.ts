@@ -1,20 +1,14 @@
 // What the reader did stays in this browser: parts read, predictions, light or dark. Without storage nothing is kept.
+import { cleaned, type Memory } from './kept.ts';
 
-export interface Memory {
-  read: Record<string, boolean>;
-  said: Record<string, string>;
-  theme?: string;
-}
-
-const NAME = 'book';
+// Two books on one host share its storage: each keeps what is its own under the name that its pages carry.
+const NAME = `book:${document.documentElement.dataset.book ?? ''}:${location.pathname.replace(/[^/]*$/, '')}`;
 
 function load(): Memory {
-  const empty: Memory = { read: {}, said: {} };
   try {
-    const kept: unknown = JSON.parse(localStorage.getItem(NAME) ?? '{}');
-    return typeof kept === 'object' && kept ? { ...empty, ...kept } : empty;
+    return cleaned(JSON.parse(localStorage.getItem(NAME) ?? '{}'));
   } catch {
-    return empty;
+    return cleaned({});
   }
 }
 

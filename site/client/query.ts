@@ -16,7 +16,7 @@ const LIMIT = 8;
 const AROUND = 48; // characters on each side of what was found
 
 const OPTIONS: SearchOptions = {
-  boost: { title: 4, code: 0.4 },
+  boost: { title: 4, code: 0.4, symbols: 0.4 },
   prefix: (term) => term.length > 1,
   fuzzy: (term) => (term.length > 4 ? 0.25 : false),
 };
@@ -41,7 +41,7 @@ export function snippet(words: string, wanted: string[]): [string, string, strin
 }
 
 export function makeSearch(entries: Entry[]): (query: string) => Found {
-  const index = new MiniSearch<Entry & { id: number }>({ fields: ['title', 'text', 'code'], processTerm });
+  const index = new MiniSearch<Entry & { id: number }>({ fields: ['title', 'text', 'code', 'symbols'], processTerm });
   index.addAll(entries.map((entry, id) => ({ ...entry, id })));
   return (query) => {
     const phrase = query.trim().toLowerCase();

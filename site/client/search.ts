@@ -15,14 +15,26 @@ const load = (src: string): Promise<void> =>
     const script = Object.assign(document.createElement('script'), {
       src,
       onload: () => done(),
-      onerror: () => fail(new Error(`${src} did not load`)),
+      onerror: () => {
+        script.remove();
+        fail(new Error(`${src} did not load`));
+      },
     });
     document.head.append(script);
   });
 
-/** The index is fetched once, when the search is first wanted. */
-let loading: Promise<void> | undefined;
-const ready = (): Promise<void> => (loading ??= load('search-entries.js').then(() => load('search.js')));
+/** The index is fetched once, when the search is first wanted; what failed is tried again the next time. */
+let loading: Promise<boolean> | undefined;
+const ready = (): Promise<boolean> =>
+  (loading ??= load('search-entries.js')
+    .then(() => load('search.js'))
+    .then(
+      () => true,
+      () => {
+        loading = undefined;
+        return false;
+      },
+    ));
 
 const make = <K extends keyof HTMLElementTagNameMap>(tag: K, ...inside: (Node | string)[]): HTMLElementTagNameMap[K] => {
   const element = document.createElement(tag);
@@ -35,6 +47,16 @@ function hitItem({ entry, snippet: [before, match, after] }: Hit): HTMLLIElement
   link.href = entry.href;
   if (match) link.append(make('small', before, make('mark', match), after));
   return make('li', link);
+}
+
+function notLoaded(again: () => void): HTMLLIElement {
+  const button = make('button', 'Try again');
+  button.type = 'button';
+  button.className = 'quiet';
+  button.onclick = again;
+  const item = make('li', make('p', 'The search could not be loaded. Look at your connection, then try again.'), button);
+  item.className = 'none';
+  return item;
 }
 
 function nothing(query: string, instead: string[], ask: (query: string) => void): HTMLLIElement {
@@ -76,8 +98,18 @@ export function search(): void {
       status.textContent = '';
       return;
     }
-    await ready();
+    const loaded = await ready();
     if (query !== field.value.trim()) return; // typed on meanwhile
+    if (!loaded) {
+      list.replaceChildren(
+        notLoaded(() => {
+          field.focus();
+          void draw();
+        }),
+      );
+      status.textContent = 'The search could not be loaded';
+      return;
+    }
     const { hits, all: every, instead } = window.searchBook!(query);
     const items = hits.map(hitItem);
     if (!hits.length)

@@ -17,9 +17,11 @@ export const sections = (nodes: Node[]): Section[] =>
     .filter((n) => n.type === 'heading' && Number(n.depth) === 2)
     .map((n) => ({ id: String(n.html_id ?? n.identifier), title: text(n) }));
 
-/** Runs before the first paint, so that a chosen theme does not flash. */
-const THEME =
-  "try { document.documentElement.dataset.theme = JSON.parse(localStorage.getItem('book') ?? '{}').theme ?? 'auto' } catch { }";
+/** Runs before the first paint, so that a chosen theme does not flash. The same name as in client/memory.ts. */
+const THEME = `(function (root, theme) {
+try { theme = JSON.parse(localStorage.getItem('book:' + root.dataset.book + ':' + location.pathname.replace(/[^/]*$/, ''))).theme } catch (e) { }
+root.dataset.theme = theme === 'light' || theme === 'dark' ? theme : 'auto'
+})(document.documentElement)`;
 
 const head = (book: Book, page: Page, withMath: boolean): string => `<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -125,7 +127,7 @@ export function frame(book: Book, page: Page, open: Section[], article: string):
   const isCover = page.slug === 'index';
   const key = isCover ? 'index' : String(page.part?.number ?? page.name);
   return `<!doctype html>
-<html lang="en" data-page="${escape(key)}">
+<html lang="en" data-page="${escape(key)}" data-book="${escape(book.title)}">
 <head>
 ${head(book, page, article.includes('class="katex"'))}
 </head>

@@ -24,6 +24,17 @@ export function renderMath(tex: string, displayMode: boolean, meaning: Meaning, 
   return html.replace(/<annotation encoding="application\/x-tex">.*?<\/annotation>/s, '');
 }
 
+/** What a search can find of an equation: its signs as they are read, and their names in TeX ("λ" and "lambda"). */
+export function symbols(tex: string, macros: Macros): string {
+  const signs = katex.renderToString(tex, { output: 'mathml', throwOnError: false, macros: { ...macros }, strict: 'ignore' });
+  const names = [...tex.matchAll(/\\([A-Za-z]+)/g)].map(([, name]) => name);
+  const seen = signs
+    .replace(/<annotation\b.*?<\/annotation>/gs, ' ')
+    .replace(/<[^>]*>/g, ' ')
+    .replace(/&(amp|lt|gt|quot|#x27);/g, ' ');
+  return [...new Set([...seen.split(/\s+/), ...names])].filter(Boolean).join(' ');
+}
+
 const FONT_OF: [RegExp, string][] = [
   [/class="[^"]*\b(amsrm|mathbb|textbb)\b/, 'AMS-Regular'],
   [/class="[^"]*\b(mathcal)\b/, 'Caligraphic-Regular'],

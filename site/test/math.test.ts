@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { katexCss } from '../src/bundle.ts';
-import { katexFonts, renderMath } from '../src/math.ts';
+import { katexFonts, renderMath, symbols } from '../src/math.ts';
 import { readMeaning } from '../src/meaning.ts';
 
 const page = readMeaning({ meaning: { w: 'exact' } });
@@ -16,6 +16,13 @@ test('a symbol of the dictionary has its class in the HTML, and the equation is 
 test('macros of the project work, bad TeX throws', () => {
   assert.match(renderMath('\\R', false, page, { '\\R': 'R' }), /katex/);
   assert.throws(() => renderMath('\\nosuch', false, page, {}), /Undefined control sequence/);
+});
+
+test('what a search can find of an equation', () => {
+  const found = symbols('\\hat w = \\Delta \\cdot q_{\\lambda}, \\R \\le 3', { '\\R': '\\mathbb{R}' }).split(' ');
+  for (const sign of ['w', 'Δ', 'Delta', 'q', 'λ', 'lambda', 'R', '3', '≤']) assert.ok(found.includes(sign), sign);
+  assert.equal(symbols('\\lambda \\lambda', {}), 'λ lambda');
+  assert.doesNotMatch(symbols('a < b & c', {}), /[<>]|math/);
 });
 
 test('only the fonts in use are shipped', () => {

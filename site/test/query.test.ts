@@ -3,11 +3,18 @@ import { test } from 'node:test';
 import { makeSearch, snippet } from '../client/query.ts';
 import type { Entry } from '../src/search.ts';
 
-const entry = (title: string, text: string, code = ''): Entry => ({ title, where: 'Part 1', href: `a.html#${title}`, text, code });
+const entry = (title: string, text: string, code = '', symbols = ''): Entry => ({
+  title,
+  where: 'Part 1',
+  href: `a.html#${title}`,
+  text,
+  code,
+  symbols,
+});
 const search = makeSearch([
   entry('Asymmetric grids', 'A grid with a zero point can start anywhere. The point of zero is its code.'),
   entry('Counting from zero', 'Python counts from zero, and this has no point.'),
-  entry('Hessians', 'The matrix of second derivatives.', 'H = 2 * X @ X.T'),
+  entry('Hessians', 'The matrix of second derivatives.', 'H = 2 * X @ X.T', 'H λ lambda'),
   entry('Outliers', 'One weight far out decides the grid.'),
 ]);
 
@@ -24,6 +31,10 @@ test('beginnings, plurals and small slips are found', () => {
 
 test('code is searched too', () => {
   assert.equal(search('X.T').hits[0]!.entry.title, 'Hessians');
+});
+
+test('signs of equations are found as they are read and by their names', () => {
+  for (const query of ['λ', 'lambda', '\\lambda']) assert.equal(search(query).hits[0]?.entry.title, 'Hessians', query);
 });
 
 test('without a section that has all the words, some of the words are said to be found', () => {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from urllib.parse import urlsplit
 
 import pytest
-from book_tools import LESSON
+from book_tools import ARGUMENTS, CHROMIUM, LESSON
 
 # contents, search, theme ---------------------------------------------------------------------------------------------------
 
@@ -72,6 +73,28 @@ def test_search_corrects_a_slip(visit):
     page.locator(".hits a").first.wait_for()
 
 
+@pytest.mark.parametrize(("query", "found"), [("λ", True), ("lambda", True), ("\\\\hat", True), ("ξ", False)])
+def test_symbols_of_equations_are_found(visit, query, found):
+    page = visit()
+    page.locator("#search").fill(query)
+    page.wait_for_selector(".hits li")
+    assert (page.locator(".hits li a").count() > 0) == found
+
+
+def test_a_search_that_does_not_load_says_so_and_is_tried_again(visit):
+    page = visit()
+    page.route("**/search-entries.js", lambda route: route.abort())
+    page.locator("#search").fill("outlier")
+    page.wait_for_selector(".hits .none button")
+    assert "could not be loaded" in page.locator(".hits").text_content()
+    assert visit.complaints == ["console: Failed to load resource: net::ERR_FAILED"]
+    visit.complaints.clear()
+    page.unroute("**/search-entries.js")
+    page.locator(".hits .none button").click()
+    page.wait_for_selector(".hits li a")
+    assert "found" in page.locator(".search [role=status]").text_content()
+
+
 def test_theme_follows_the_system_until_it_is_chosen_and_is_kept(visit, names):
     page = visit(color_scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"
@@ -107,6 +130,48 @@ def test_what_was_read_is_kept_in_this_browser(visit):
     page.goto(page.url.replace(LESSON, "index.html"))
     assert "read" in page.locator(".parts li[data-part='1']").text_content()
     assert page.locator(".map li[data-part='1'] .was-read").text_content() == "read"
+
+
+KEPT = "Object.keys(localStorage).filter(name => name.startsWith('book'))"
+
+
+@pytest.mark.parametrize("damage", ["null", "{", "7", '{"read": null, "said": 5, "theme": "mauve"}', '{"said": {"x": 1}, "read": []}'])
+def test_a_damaged_entry_counts_as_none(visit, damage):
+    page = visit(LESSON)
+    page.locator(".done input").check()
+    page.evaluate(f"damage => {KEPT}.forEach(name => localStorage.setItem(name, damage))", damage)
+    page.reload()
+    assert not page.locator(".done input").is_checked()
+    assert page.evaluate("document.documentElement.dataset.theme") == "auto"
+    page.locator(".done input").check()
+    page.reload()
+    assert page.locator(".done input").is_checked()
+
+
+@pytest.mark.parametrize("other", ["folder", "title"])
+def test_two_books_on_one_host_keep_what_is_their_own(visit, book, other):
+    page = visit(LESSON)
+    page.locator(".theme label", has_text="Dark").click()
+    page.locator(".done input").check()
+
+    def another(route):
+        if route.request.resource_type != "document":
+            route.fulfill(path=book / urlsplit(route.request.url).path.rpartition("/another/")[2])
+            return
+        text = (book / LESSON).read_text(encoding="utf-8")
+        title = re.search(r'data-book="([^"]*)"', text)[1]
+        route.fulfill(body=text.replace(f'data-book="{title}"', 'data-book="Another"') if other == "title" else text,
+                      content_type="text/html")
+
+    here = page.url
+    there = here.replace(LESSON, f"another/{LESSON}") if other == "folder" else here
+    page.route("**/another/**" if other == "folder" else f"**/{LESSON}", another)
+    page.goto(there)
+    assert page.evaluate("document.documentElement.dataset.theme") == "auto"
+    assert not page.locator(".done input").is_checked()
+    page.unroute_all()
+    page.goto(here)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark" and page.locator(".done input").is_checked()
 
 
 # the parts of a lesson -----------------------------------------------------------------------------------------------------
@@ -202,6 +267,32 @@ def test_on_paper_everything_is_unfolded_and_light(visit):
         assert not page.locator(gone).first.is_visible()
     assert page.locator(".note").first.is_visible()
     assert len(page.pdf()) > 20_000
+
+
+def test_after_printing_every_fold_is_as_it_was(visit):
+    page = visit(LESSON)
+    folds = "[...document.querySelectorAll('article details')].map(e => e.open)"
+    page.locator("article .exercise details, article details").last.evaluate("e => { e.open = true }")
+    before = page.evaluate(folds)
+    assert True in before and False in before
+    page.pdf()
+    assert page.evaluate(folds) == before
+    for event in ("beforeprint", "beforeprint", "afterprint", "afterprint"):
+        page.evaluate(f"dispatchEvent(new Event('{event}'))")
+    assert page.evaluate(folds) == before
+
+
+def test_large_letters_fit_a_phone(browser, address, names):
+    """A browser whose usual letters are twice as large, 390 pixels wide: nothing is cut off at the right."""
+    large = browser.browser_type.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, "--blink-settings=defaultFontSize=32"])
+    try:
+        page = large.new_page(viewport={"width": 390, "height": 800})
+        for name in names:
+            page.goto(address + name)
+            assert page.evaluate("getComputedStyle(document.documentElement).fontSize") == "32px"
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    finally:
+        large.close()
 
 
 def test_moving_is_left_out_for_those_who_ask(visit):
