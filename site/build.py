@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import nbformat
 import yaml
 from execute import executed
 from problems import BuildFailed, Problem, report
+from stops import Stopped, stoppable, whole
 from tools import SITE, environment, install_template, myst_problems, program
 
 ROOT = SITE.parent
@@ -114,7 +117,7 @@ def _size(files: list[Path]) -> int:
 def over_budget(out: Path) -> list[Problem]:
     """Pages, fonts and the whole book against what a reader is promised to load."""
     files = [f for f in sorted(out.rglob("*")) if f.is_file()]
-    whole = SHARED_BUDGET + PAGE_WITH_NOTEBOOK_BUDGET * sum(f.suffix == ".html" for f in files)
+    allowed = SHARED_BUDGET + PAGE_WITH_NOTEBOOK_BUDGET * sum(f.suffix == ".html" for f in files)
     checks = [
         (f"{f.name} is", [f], PAGE_BUDGET, "draw fewer marks in its figures, or move a widget to another page")
         for f in files
@@ -127,31 +130,49 @@ def over_budget(out: Path) -> list[Problem]:
             FONT_BUDGET,
             "avoid the TeX fonts that one symbol brings in, such as \\mathbb (28 kB)",
         ),
-        ("the book is", files, whole, "find the largest files in _build/book"),
+        ("the book is", files, allowed, "find what has grown: a figure, a widget's frames, a font"),
     ]
     return [
-        Problem(str(out.name), f"{what} {_size(group) / KB:.0f} kB, over its {limit / KB:.0f} kB", remedy)
+        Problem("_build/book", f"{what} {_size(group) / KB:.0f} kB, over its {limit / KB:.0f} kB", remedy)
         for what, group, limit, remedy in checks
         if _size(group) > limit
     ]
 
 
 def build(root: Path = ROOT) -> Path:
-    """Builds the book of the project at `root` into `_build/book` and returns that folder. Raises BuildFailed with all problems."""
+    """Builds the book of the project at `root` into `_build/book` and returns that folder. Raises BuildFailed with all problems.
+
+    The book that stands there is exchanged for the new one when that is whole and without fault, not before.
+    """
     made = root / "_build"
-    out, run = made / "book", made / "executed"
+    out, run, new = made / "book", made / "executed", made / "book.new"
     install_template()
     problems = run_pages(root, run)
     try:
         problems += myst_problems(root)
-        problems += write_html(root, made / "site", run, out)
-        write_notebooks(root, out)
-        problems += over_budget(out)
+        problems += write_html(root, made / "site", run, new)
+        write_notebooks(root, new)
+        problems += over_budget(new)
+        if not problems:
+            with whole():
+                exchange(new, out)
     except BuildFailed as failed:
         problems += failed.problems
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     if problems:
         raise BuildFailed(dict.fromkeys(problems))
     return out
+
+
+def exchange(new: Path, out: Path) -> None:
+    """Puts the folder `new` where `out` is, which may not exist yet."""
+    old = out.with_name(f"{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> int:
@@ -160,7 +181,13 @@ def main() -> int:
     root = parser.parse_args().project.resolve()
     start = time.perf_counter()
     try:
-        out = build(root)
+        with stoppable():
+            out = build(root)
+    except Stopped as stopped:
+        last = root / "_build" / "book" / "index.html"
+        kept = "the last book stands as it was" if last.exists() else "there is no book yet"
+        print(f"stopped by {stopped}: {kept}; pages that have run need not run again", file=sys.stderr, flush=True)
+        os._exit(128 + stopped.number)  # a page's thread may still wait for its kernel, which is gone
     except BuildFailed as failed:
         report(failed.problems)
         count = len(set(failed.problems))

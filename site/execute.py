@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import jupytext
@@ -22,6 +23,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionComplete, CellExecutionError, CellTimeoutError, DeadKernelError
 from problems import BuildFailed, Problem
+from stops import Stopped, beside, kill_group
 
 SOURCES = ("quantlib", "lessons/recorded", "lessons/experiments", "requirements.txt")
 CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # make it stand for an older one
@@ -152,7 +154,10 @@ def _run(page: Path, root: Path) -> nbformat.NotebookNode:
     client, starts = _client(page)
     try:
         if starts:  # a page without code needs no kernel
-            client.execute(env=os.environ | environment(root))
+            beside(partial(client.execute, env=os.environ | environment(root)))
+    except Stopped:
+        kill_group(getattr(getattr(client.km, "provisioner", None), "pid", None))
+        raise
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise BuildFailed([_failure(page, root, client.nb, error, starts)]) from None
     return _marked(client.nb, starts)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import execute
 import pytest
+import stops
 from book_tools import SITE, build
 from execute import code_lines, key
 from problems import BuildFailed
@@ -183,6 +187,66 @@ def test_a_run_that_does_not_end_well_leaves_nothing_behind(tmp_path, monkeypatc
     [problem] = failed.value.problems
     assert (problem.file, problem.line) == ("lessons/page.md", line) and what in problem.what
     assert not list(runs.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("impatient", [1, 3])
+def test_a_stop_ends_the_build_at_once_and_leaves_the_last_book(tmp_path, number, impatient):
+    folder, said = project(tmp_path / "p", {"01-one": "Words.\n", "02-two": "Words.\n"}), tmp_path / "kernel"
+    assert build(folder).returncode == 0
+    book = contents(folder / "_build" / "book")
+    cell = f"```{{code-cell}} ipython3\nimport os, time\nopen({str(said)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)\n```\n"
+    (folder / "lessons" / "01-one.md").write_text(f"{HEADER}# Page 1\n\n{cell}")
+    command = [sys.executable, str(SITE / "build.py"), "--project", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as building:
+        wait_for(lambda: said.exists() and said.read_text())
+        for _ in range(impatient):
+            building.send_signal(number)
+        out, words = building.communicate(timeout=20)
+    assert building.returncode == 128 + number
+    assert words.strip().splitlines() == [
+        f"stopped by {number.name}: the last book stands as it was; pages that have run need not run again"
+    ]
+    assert "02-two" not in out and "Traceback" not in words
+    assert contents(folder / "_build" / "book") == book and not (folder / "_build" / "book.new").exists()
+    kernel = int(said.read_text())
+    wait_for(lambda: not is_running(kernel))
+
+
+def wait_for(happened) -> None:
+    for _ in range(600):
+        if happened():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it has not happened in a minute")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_build_that_fails_leaves_the_last_book(tmp_path):
+    folder = project(tmp_path / "p", {"01-one": "Words.\n"})
+    assert build(folder).returncode == 0
+    book = contents(folder / "_build" / "book")
+    (folder / "lessons" / "01-one.md").write_text(f"{HEADER}# Page 1\n\n[nowhere](#nowhere)\n")
+    assert build(folder).returncode == 1
+    assert contents(folder / "_build" / "book") == book and not (folder / "_build" / "book.new").exists()
+
+
+def test_a_stop_waits_for_what_is_done_wholly_or_not_begun():
+    done = []
+    with pytest.raises(stops.Stopped, match="SIGTERM"), stops.stoppable():
+        with stops.whole():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("whole")
+        done.append("after")
+    assert done == ["whole"]
 
 
 def test_the_key_of_a_run_changes_with_everything_it_depends_on(tmp_path, monkeypatch):
