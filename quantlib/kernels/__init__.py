@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = offered(
     {
         "product": "WEIGHT explain fields from_fields int8_matmul kernels_of linear pack_for_integers",
         "choose": "forget usable",
-        "packed": "PackedWeight pack_weight unpack_weight",
+        "packed": "PackedWeight pack_checked pack_weight unpack_weight",
     },
 )

@@ -95,6 +95,16 @@ def pack_weight(
     g_idx whose groups are not equally large.
     """
     q.check_range()  # codes may have been written into since q was made
+    return pack_checked(q, device, layout)
+
+
+def pack_checked(
+    q: QuantizedTensor, device: torch.device | str | None = None, layout: str | None = None
+) -> PackedWeight:
+    """pack_weight for what a layer has held already: its codes were checked when they came, and are not read again.
+
+    After `Module.to_empty` they are whatever the memory held, until a state_dict is loaded.
+    """
     device = torch.device(q.codes.device if device is None else device)
     layout = layout or best_layout(q, device)
     reason = cannot_hold(layout, q, device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantlib.kernels.candidates import NAIVE, Kernel
 from quantlib.kernels.choose import forget, kernel_for, usable
-from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_weight, unpack_weight
+from quantlib.kernels.packed import PackedWeight, cannot_hold, pack_checked, pack_weight, unpack_weight
 from quantlib.kernels.probes import fault_of
 from quantlib.numerics.floats import FLOATS
 from quantlib.numerics.grid import Grid
@@ -112,7 +112,7 @@ def kernels_of(device: torch.device, integer: bool = False) -> tuple[Kernel, ...
 
 
 def pack_for_integers(q: QuantizedTensor) -> PackedWeight:
-    """8-bit codes with one scale a row, packed for the fastest kind of integer kernel that answers right here.
+    """8-bit codes with one scale a row, checked before, packed for the fastest integer kernel that answers right here.
 
     Which kind that is does not depend on the shape; which kernel of the layout then runs is measured (`int8_matmul`).
     """
@@ -123,8 +123,8 @@ def pack_for_integers(q: QuantizedTensor) -> PackedWeight:
         for kernel, layout in cpu.INT8_LAYOUTS:
             holds = cannot_hold(layout, q, device) is None
             if holds and fault_of(kernel, layout, q.grid, q.scale.dtype, torch.int8, device) is None:
-                return pack_weight(q, layout=layout)
-    return pack_weight(q, layout="rows")
+                return pack_checked(q, layout=layout)
+    return pack_checked(q, layout="rows")
 
 
 def _product(x: Tensor, p: PackedWeight, wide: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from quantlib.kernels import PackedWeight, fields, linear, pack_weight, unpack_weight
+from quantlib.kernels import PackedWeight, fields, linear, pack_checked, pack_weight, unpack_weight
 from quantlib.layers.weight import READ_ONLY, WeightView
 from quantlib.numerics.floats import floats
 from quantlib.numerics.grid import Grid
@@ -163,7 +163,7 @@ class QuantizedLinear(nn.Module):
         else:
             q = self.quantized()
             parts = (moved(t) for t in (q.codes, q.scale, q.zero_point, q.g_idx))
-            self._hold(pack_weight(QuantizedTensor.of_clamped(*parts, q.grid)))
+            self._hold(pack_checked(QuantizedTensor.of_clamped(*parts, q.grid)))
         return self
 
     # --- state_dict: the same bytes on every machine

@@ -229,6 +229,18 @@ def test_pickles_hold_canonical_codes(name):
     assert again.to("meta").to_empty(device="cpu").in_features == 128
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_memory_that_is_not_yet_filled_is_no_fault(name):
+    """What to_empty leaves may be anything, codes outside the grid among it, until a state_dict is loaded."""
+    torch.manual_seed(0)
+    layer, x = MAKERS[name](), torch.randn(3, 128)
+    state, y = layer.state_dict(), layer(x)
+    emptied = layer.to("meta").to_empty(device="cpu")
+    emptied._apply(lambda t: torch.full_like(t, 1 if t.is_floating_point() else torch.iinfo(t.dtype).min))
+    emptied.load_state_dict(state)
+    assert emptied(x).equal(y)
+
+
 def test_a_layer_is_sent_to_another_process():
     layer = MixedInt8Linear.from_float(nn.Linear(128, 64))
     assert in_another_process(layer).allclose(layer(torch.ones(2, 128)), rtol=1e-4, atol=1e-5)
