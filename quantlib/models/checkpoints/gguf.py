@@ -59,12 +59,7 @@ def save_gguf(
     shapes that no block type holds.
     """
     config = model.config
-    if config.model_type != "llama":
-        raise ValueError(f"format='gguf' is written for Llama models here, got {config.model_type!r}")
-    if (rope := config.rope_parameters).get("rope_type", "default") != "default":
-        raise ValueError(f"format='gguf' is written here without scaled rotary embeddings, got {rope!r:.100}")
-    kinds = {name: block_type(layer) for name, layer in layers.items()}
-    vocabulary = _vocabulary(tokenizer, config.vocab_size)
+    kinds, vocabulary = check_gguf(model, layers, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     with new_file(Path(path)) as work:
         writer = gguf.GGUFWriter(work, "llama")
@@ -79,6 +74,19 @@ def save_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def check_gguf(
+    model: nn.Module, layers: dict[str, QuantizedLinear], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, gguf.GGMLQuantizationType], dict]:
+    """What each layer becomes, and the vocabulary. Raises what save_gguf raises, before anything is written."""
+    config = model.config
+    if config.model_type != "llama":
+        raise ValueError(f"format='gguf' is written for Llama models here, got {config.model_type!r}")
+    if (rope := config.rope_parameters).get("rope_type", "default") != "default":
+        raise ValueError(f"format='gguf' is written here without scaled rotary embeddings, got {rope!r:.100}")
+    kinds = {name: block_type(layer) for name, layer in layers.items()}
+    return kinds, _vocabulary(tokenizer, config.vocab_size)
 
 
 def block_type(layer: QuantizedLinear) -> gguf.GGMLQuantizationType:

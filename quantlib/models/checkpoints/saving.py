@@ -75,6 +75,19 @@ def save_quantized(
         write_json(work / "config.json", config)
 
 
+def check_format(model: nn.Module, format: str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Raises what save_quantized would of this model and format, before hours are spent and without writing."""
+    layers = quantized_layers(model)
+    if format != "gguf":
+        config_of(model, format_for(format, layers), [], format)
+        return
+    if tokenizer is None:
+        raise ValueError("tokenizer must be given for format='gguf': the file holds it")
+    from quantlib.models.checkpoints.gguf import check_gguf  # reads its package only where it is wanted
+
+    check_gguf(model, layers, tokenizer)
+
+
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The quantized layers of a causal language model, by every name. Raises ValueError for another kind of model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
