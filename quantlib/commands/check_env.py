@@ -40,6 +40,7 @@ def checks() -> Iterator[Check]:
     yield python_version(sys.version_info[:3], sys.executable)
     yield from packages()
     yield from devices()
+    yield from products()
     yield from downloads()
     yield memory(_memory_bytes())
 
@@ -121,6 +122,42 @@ def bf16_dot_products(abilities: tuple[str, ...]) -> Check:
     found = sorted(BF16_FLAGS.intersection(abilities))
     remedy = "nothing to do: all pages run; on this CPU float32 is the fast float, and timings show it"
     return Check("bf16 dot products", bool(found), ", ".join(found) or "bfloat16 is emulated", remedy, required=False)
+
+
+def products() -> Iterator[Check]:
+    """Which ways of multiplying by codes answer right on this machine: the others are never used, and named."""
+    try:
+        import torch
+
+        from quantlib.kernels.packed import LAYOUTS
+        from quantlib.kernels.probes import UNKNOWN, fault_of
+        from quantlib.kernels.product import kernels_of
+        from quantlib.methods.llm_int8 import ROW_INT8
+        from quantlib.numerics.grid import Grid
+    except Exception:  # which `packages` has told of
+        return
+    floats = torch.bfloat16, torch.float32
+    kinds = {"int8 weights": (Grid(8), floats), "int4 weights": (Grid(4, 128), floats), "integers": (ROW_INT8, (torch.int8,))}
+    for place in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        right, wrong = {kind: set() for kind in kinds}, {}
+        for kind, (grid, dtypes) in kinds.items():
+            scale_dtype = torch.float32 if kind == "integers" else torch.float16
+            for kernel in kernels_of(torch.device(place), kind == "integers"):
+                asked = ((layout, grid, scale_dtype, dtype, torch.device(place)) for layout in LAYOUTS for dtype in dtypes)
+                found = {fault for fault in (fault_of(kernel, *each) for each in asked) if fault != UNKNOWN}
+                if found == {None}:
+                    right[kind].add(kernel.name)
+                elif found:
+                    wrong[f"{kernel.name} ({kind})"] = max(filter(None, found))
+        yield products_of("CPU" if place == "cpu" else "GPU", {kind: len(names) for kind, names in right.items()}, wrong)
+
+
+def products_of(place: str, right: dict[str, int], wrong: dict[str, str]) -> Check:
+    """How many ways of each kind are right, and what is wrong with the others."""
+    detail = "right on this machine: " + ", ".join(f"{count} of {kind}" for kind, count in right.items())
+    detail += "".join(f"; never used: {name}, {fault}" for name, fault in wrong.items())
+    remedy = "none of a kind answers right, which should not be: please report it with this line"
+    return Check(f"products, {place}", all(right.values()), detail, remedy)
 
 
 def downloads() -> Iterator[Check]:

@@ -122,3 +122,21 @@ def test_an_empty_cache_is_named_with_its_size_and_is_no_failure(tmp_path):
         assert f"[missing] {name}" in done.stdout
     assert "fetched at its first use (93 MB" in done.stdout
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_products_that_are_wrong_are_named_and_a_kind_without_a_right_one_is_missing():
+    fine = check_env.products_of("CPU", {"int8 weights": 3, "integers": 1}, {"onednn (integers)": "relative error 0.5"})
+    assert fine.present and "3 of int8 weights" in fine.detail and "never used: onednn (integers), relative error" in fine.detail
+    assert not check_env.products_of("CPU", {"int8 weights": 3, "integers": 0}, {}).present
+
+
+def test_the_products_of_this_machine_are_asked(monkeypatch):
+    checks = [*check_env.products()]
+    assert checks[0].name == "products, CPU" and all(check.present and check.required for check in checks)
+    from quantlib.kernels import probes
+
+    fault = probes.fault_of
+    monkeypatch.setattr(
+        probes, "fault_of", lambda kernel, *rest: "relative error 1" if kernel.name == "onednn" else fault(kernel, *rest))
+    [check, *_] = check_env.products()
+    assert check.present and "never used: onednn (integers), relative error 1" in check.detail
