@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,7 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -45,6 +45,7 @@ def load_pretrained(name: str, device: torch.device) -> tuple[PreTrainedModel, P
     """(model, tokenizer, name, checksum) of a folder or a hub name, as `quantlib.zoo.zoo.load_model` describes them."""
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        _refuse_codes(name, _tensor_names(folder))  # a missing tokenizer is not what is wrong with such a folder
         for patterns in (("config.json",), ("*.safetensors",), TOKENIZERS):
             if not any(any(folder.glob(pattern)) for pattern in patterns):
                 raise FetchError(
@@ -91,7 +92,10 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
     with _quiet(), _loading_explained(name):
         config = AutoConfig.from_pretrained(name, **options)
     if getattr(config, "quantization_config", None):
-        raise ValueError(f"{name!r} is already quantized: give load_model the float model it was made from.")
+        raise ValueError(
+            f"{name!r} is already quantized: give load_model the float model it was made from, "
+            "or open a folder of it with load_quantized."
+        )
     with _quiet(), _loading_explained(name):
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -100,16 +104,31 @@ def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    if quantized := [key for key in sorted(report["unexpected_keys"]) if key.rpartition(".")[2] in CODES]:
-        maker = CODES[quantized[0].rpartition(".")[2]]
-        raise ValueError(
-            f"{name!r} is already quantized, {quantized[0]} and {len(quantized) - 1} more of its tensors hold codes as "
-            f"{maker} keeps them: give load_model the float model it was made from, and quantize that again."
-        )
+    _refuse_codes(name, report["unexpected_keys"])
     if absent := sorted(report["missing_keys"]):
         lacks = f"{len(absent)} of its weights, {absent[0]} among them"
         raise FetchError(f"{name!r} lacks {lacks}: save or download it again.")
     return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _refuse_codes(name: str, tensors: Iterable[str]) -> None:
+    """Raises ValueError if some of these tensors are named as quantized layers name their codes."""
+    if quantized := [key for key in sorted(tensors) if key.rpartition(".")[2] in CODES]:
+        maker = CODES[quantized[0].rpartition(".")[2]]
+        way = "and quantize that again" if maker == "quantlib" else "or open this one with load_quantized"
+        raise ValueError(
+            f"{name!r} is already quantized, {quantized[0]} and {len(quantized) - 1} more of its tensors hold codes as "
+            f"{maker} keeps them: give load_model the float model it was made from, {way}."
+        )
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    """Of all safetensors files of a folder; none of a damaged one, which loading tells of."""
+    names: list[str] = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            names += file.keys()
+    return names
 
 
 def _download(name: str) -> None:

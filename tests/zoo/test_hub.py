@@ -147,6 +147,8 @@ def test_what_was_quantized_here_is_recognised(folder, method):
     model, _ = save_tiny_model(folder)
     new, _ = quantize_model(model, method)
     new.save_pretrained(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()  # save_pretrained of a model writes none, and it is not what is wrong
     words = r"tiny' is already quantized, .*\.codes and \d+ more .* as quantlib keeps"
     with pytest.raises(ValueError, match=words) as caught:
         load_model(folder)
