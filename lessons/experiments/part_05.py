@@ -7,7 +7,7 @@ from torch import nn
 
 from quantlib import AWQ, GPTQ, RTN, Grid, InputStats, collect_stats, load_lesson_model, load_text, mse_clip
 from quantlib import perplexity, quantize, quantize_model, token_windows
-from quantlib.methods.awq import ALPHAS, activation_scale, awq_clip, awq_scale, duo_scale, protected
+from quantlib.methods.awq import ALPHAS, CLIPS, FINE_CLIPS, activation_scale, awq_clip, awq_scale, duo_scale, protected
 from quantlib.models.folding import find_folds
 from quantlib.models.linears import dequantized, twin_of
 from quantlib.records import experiment, load_record
@@ -119,7 +119,7 @@ class Searched:
             best = min(best, (off.square().sum().item(), alpha))
         return activation_scale(absmean, weights, on, best[1])
 
-    def weights(self, on, looks, unclipped=None):
+    def weights(self, on, looks, unclipped=None, clips=CLIPS):
         """Q(W s)/s of all layers; clipped but for those layers, if any are named. looks None: no scales, mse_clip."""
         stats = self.through if looks == "attention" else self.plain
         scales = self.scales(on, looks) if looks else {}
@@ -130,7 +130,7 @@ class Searched:
             if looks is None:
                 clip = mse_clip(w, on)
             elif unclipped is not None and not name.endswith(unclipped):
-                clip = awq_clip(w * s, known.divided_by(s), on)
+                clip = awq_clip(w * s, known.divided_by(s), on, ratios=clips)
             made[name] = quantize(w * s, on, clip=clip).dequantize(w.dtype) / s
         return made
 
@@ -140,6 +140,7 @@ ALONE = {  # the last words of a row -> what the search looks at, and the layers
     "awq": ("outputs",),
     "awq clip": ("outputs", ("q_proj", "k_proj")),
     "awq clip all": ("outputs", ("none",)),
+    "awq fine clip": ("outputs", ("none",), FINE_CLIPS),
     "attention": ("attention",),
     "attention clip": ("attention", ("q_proj", "k_proj")),
     "modules": ("modules",),
@@ -148,6 +149,7 @@ ALONE = {  # the last words of a row -> what the search looks at, and the layers
 ALONE_ROWS = (
     *(f"4 64 symmetric {how}" for how in ALONE),
     *(f"{start} {how}" for start in ("4 64 asymmetric", "3 64 symmetric") for how in ("clip", "awq", "awq clip")),
+    *(f"4 64 asymmetric awq {how}" for how in ("clip all", "fine clip")),
     "4 64 narrow clip",
 )
 

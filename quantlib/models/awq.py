@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from quantlib.methods.awq import ALPHAS, Family, activation_scale, awq_clip, awq_scale
+from quantlib.methods.awq import ALPHAS, CLIPS, Family, activation_scale, awq_clip, awq_scale
 from quantlib.methods.statistics import InputStats
 from quantlib.models.calibration import collect_stats
 from quantlib.models.folding import Fold, find_folds, fold_in
@@ -48,6 +48,7 @@ class AWQ:
 
     grid               of the weights
     clip               the grid of each group ends where the group's outputs lose least (awq_clip)
+    clips              the ends that are tried, as shares of the largest weight (FINE_CLIPS: more of them)
     unclipped          layers that keep their grid's ends, by the last part of their name: the authors leave out what
                        goes into the product of queries and keys
     through_attention  value projections are judged by what attention makes of their inputs (quantlib.models.attention)
@@ -61,6 +62,7 @@ class AWQ:
 
     grid: Grid
     clip: bool = True
+    clips: Sequence[float] = CLIPS
     unclipped: Sequence[str] = ("q_proj", "k_proj")
     through_attention: bool = False
     then: Rounding | None = None
@@ -128,7 +130,7 @@ class _ToNearest:
     def quantized(self, weight: Tensor, known: Calibrated) -> tuple[QuantizedTensor, None]:
         clipped = self.method.clip and known.name.rpartition(".")[2] not in self.method.unclipped
         kept = {"scale_dtype": self.method.scale_dtype}
-        clip = awq_clip(weight, known.stats, self.grid, **kept) if clipped else 1.0
+        clip = awq_clip(weight, known.stats, self.grid, ratios=self.method.clips, **kept) if clipped else 1.0
         return quantize(weight, self.grid, clip=clip, **kept), None
 
     def calibrate(self, model: nn.Module, layers: Sequence[LinearLayer], windows: object, replace: Replace) -> None:

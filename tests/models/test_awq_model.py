@@ -6,7 +6,7 @@ from families import MAKERS, make, windows
 from torch import nn
 
 from quantlib import AWQ, GPTQ, RTN, Grid, Int4Linear, awq_clip, awq_scale, collect_stats, quantize, quantize_model
-from quantlib.methods.awq import duo_scale
+from quantlib.methods.awq import FINE_CLIPS, duo_scale
 
 GRID = Grid(3, 16)
 TEXT, OTHER = windows(12), windows(seed=9)
@@ -65,18 +65,20 @@ def squared(d, gram):
 
 def test_options():
     model = make("llama")
-    plain, no_clip, duo, attention, all_clipped = (
+    plain, no_clip, duo, attention, all_clipped, fine = (
         quantize_model(model, AWQ(GRID, **options), TEXT)[0]
         for options in (
             {}, {"clip": False}, {"family": duo_scale}, {"through_attention": True}, {"unclipped": ()},
+            {"clips": FINE_CLIPS},
         )  # fmt: skip
     )
     q, v, up = (f"model.layers.0.{n}_proj" for n in ("self_attn.q", "self_attn.v", "mlp.up"))
-    of = [weights(m) for m in (plain, no_clip, duo, attention, all_clipped)]
+    of = [weights(m) for m in (plain, no_clip, duo, attention, all_clipped, fine)]
     assert of[0][q].equal(of[1][q]) and not of[0][up].equal(of[1][up])
     assert not of[0][up].equal(of[2][up])
     assert not of[0][v].equal(of[3][v]) and of[0][up].equal(of[3][up])
     assert not of[0][q].equal(of[4][q]) and of[0][up].equal(of[4][up])
+    assert of[0][q].equal(of[5][q]) and not of[0][up].equal(of[5][up])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "gpt2"])
