@@ -4,6 +4,7 @@ import {createInterface} from "node:readline";
 import path from "node:path";
 import {pathToFileURL} from "node:url";
 
+const CHUNK = 16;
 const [, , packageFolder, modelPath, threads, contextSize] = process.argv;
 const answer = (value) => process.stdout.write(JSON.stringify(value) + "\n");
 
@@ -24,16 +25,18 @@ async function generate(sequence, {tokens, count}) {
 
 /** Of every position but the last: the likeliest next token, and the log-probability of the one that stands there. */
 async function score(sequence, {tokens}) {
-    const input = tokens.slice(0, -1).map((token, i) => [
-        token, {generateNext: {logits: {filter: {tokens: [tokens[i + 1]], includeMax: true}}, totalLogitWeight: true}},
-    ]);
-    const results = await sequence.controlledEvaluate(input);
     const top = [], logProbabilities = [];
-    results.forEach(({next: {logits, totalLogitWeight}}, i) => {
-        const [best, highest] = [...logits].reduce((a, b) => (b[1] > a[1] ? b : a));
-        top.push(best);
-        logProbabilities.push(logits.get(tokens[i + 1]) - highest - Math.log(totalLogitWeight));
-    });
+    for (let start = 0; start < tokens.length - 1; start += CHUNK) { // all logits of a chunk are held at once
+        const input = tokens.slice(start, Math.min(start + CHUNK, tokens.length - 1));
+        const results = await sequence.controlledEvaluate(input.map((token) => [token, {generateNext: {logits: true}}]));
+        results.forEach(({next: {logits}}, i) => {
+            const [best, highest] = logits.entries().next().value; // sorted, the largest first
+            let sum = 0; // in doubles: the package's own totalLogitWeight is summed in floats, 2e-4 too small
+            for (const logit of logits.values()) sum += Math.exp(logit - highest);
+            top.push(best);
+            logProbabilities.push(logits.get(tokens[start + i + 1]) - highest - Math.log(sum));
+        });
+    }
     return {top, logProbabilities};
 }
 

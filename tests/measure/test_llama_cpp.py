@@ -28,9 +28,8 @@ const start = (options) => ({
                     for (let token = tokens.at(-1) + 1; token < 60; token++) yield token;
                 },
                 controlledEvaluate: async (input) => input.map(([token, {generateNext: {logits}}]) => {
-                    const wanted = logits.filter.tokens[0];
-                    const values = new Map([[token + 1, 2], [wanted, wanted === token + 1 ? 2 : 1]]);
-                    return {next: {logits: values, totalLogitWeight: 1 + Math.exp(-1) + Math.exp(-2)}};
+                    const values = Array.from({length: 60}, (_, i) => [(token + 1 + i) % 60, i < 2 ? 2 - i : 0]);
+                    return {next: {logits: logits && new Map(values)}};
                 }),
             }),
         })};
@@ -77,10 +76,12 @@ def test_a_process_answers_several_requests_and_times_each_token(file):
 
 
 def test_scores_are_log_probabilities_of_the_next_token_and_the_likeliest(file):
+    tokens = [4, 5, 7, *range(20, 45)]  # more than are asked for at once
     with LlamaCpp(file) as peer:
-        scores = peer.score([4, 5, 9])
-    total = math.log(1 + math.exp(-1) + math.exp(-2))
-    assert scores.log_probabilities == pytest.approx((-total, -1 - total)) and scores.top == (5, 6)
+        scores = peer.score(tokens)
+    total = math.log(math.exp(2) + math.exp(1) + 58)
+    expected = [2 - total, 1 - total, 0 - total] + [2 - total] * 24
+    assert scores.log_probabilities == pytest.approx(expected) and scores.top == tuple(t + 1 for t in tokens[:-1])
 
 
 def test_one_run_makes_its_process_and_ends_it(file):
