@@ -9,12 +9,13 @@ TEST_ARGS ?=
 RECORD ?=
 
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help lab test test-older-cpus record bench check-env book serve
+.PHONY: help lab test test-older-cpus peers record bench check-env book serve
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -30,6 +31,10 @@ test: $(READY) ## run every test, the lessons among them (TEST_ARGS="-k grid")
 
 test-older-cpus: $(READY) ## run what depends on the CPU again, as CPUs without AVX-512 and VNNI do (TEST_ARGS="-k layers")
 	$(BIN)/python tests/older_cpus.py $(TEST_ARGS)
+
+peers: $(PEERS)/ready ## hold files and layers against the libraries people use, in an environment of their own (TEST_ARGS="-k gptq")
+	-@$(PEERS)/bin/python -c 'from quantlib.measure.llama_cpp import install; install()'
+	$(PEERS)/bin/python -m pytest tests/peers $(TEST_ARGS)
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
 	$(BIN)/python -m quantlib record $(if $(RECORD),"$(RECORD)")
@@ -72,4 +77,13 @@ $(READY): requirements.txt constraints.txt pyproject.toml $(wildcard .jupyter/*.
 	@$(if $(filter Linux,$(shell uname -s)),$(DOWNLOAD_Linux),$(DOWNLOAD_other))
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) -r requirements.txt -e .
+	@touch $@
+
+# The peers share the packages of .venv, torch among them, by a path; theirs go before.
+$(PEERS)/ready: peers.txt $(READY)
+	@echo "Setting up $(PEERS) from peers.txt; this happens once."
+	$(BIN)/python -m venv $(PEERS)
+	@for path in "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" "$(CURDIR)"; do echo "$$path"; done \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	$(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-deps -r peers.txt
 	@touch $@

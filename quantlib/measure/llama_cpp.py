@@ -78,7 +78,7 @@ class LlamaCpp:
             raise RuntimeError(reason)
         command = [node_program(), SCRIPT, package_folder(), path, threads, context]
         self.threads, self.context = threads, context
-        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115: closed with it
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115: see close
         self._process = subprocess.Popen(
             [str(each) for each in command],
             stdin=subprocess.PIPE,
@@ -172,7 +172,9 @@ class LlamaCpp:
         return self._complaints.read().strip().rpartition("\n")[2][:300]
 
 
-def generate(gguf_file: str | os.PathLike[str], prompt_tokens: Sequence[int], count: int, threads: int = 1) -> LlamaCppRun:
+def generate(
+    gguf_file: str | os.PathLike[str], prompt_tokens: Sequence[int], count: int, threads: int = 1
+) -> LlamaCppRun:
     """One LlamaCpp.generate by a process that loads the file for it alone. Raises what LlamaCpp raises."""
     with LlamaCpp(gguf_file, threads=threads, context=len(prompt_tokens) + count) as peer:
         return peer.generate(prompt_tokens, count)

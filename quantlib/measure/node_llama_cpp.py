@@ -28,7 +28,8 @@ BINARIES = {  # system and processor -> the package of its binary
     ("Windows", "AMD64"): "win-x64",
     ("Windows", "ARM64"): "win-arm64",
 }
-HOW = "install it with python -c 'from quantlib.measure.llama_cpp import install; install()', which needs the internet once"
+INSTALL = "from quantlib.measure.llama_cpp import install; install()"
+HOW = f"install it with python -c '{INSTALL}', which needs the package index of npm once"
 
 
 def available() -> str | None:
@@ -84,8 +85,9 @@ def _npm_install(npm: Path, home: Path, binary: str) -> None:
         options = ["--prefix", scratch, "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]
         command = [npm, "install", *options, f"node-llama-cpp@{VERSION}", binary]
         search = f"{npm.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # npm starts the node beside it
+        variables = {**os.environ, "PATH": search}
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, "PATH": search}
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=variables
         )
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("npm error")] or ["no message"]
