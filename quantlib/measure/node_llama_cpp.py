@@ -83,6 +83,7 @@ def _npm_install(npm: Path, home: Path, binary: str) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{home.name}.partial-", dir=home.parent) as scratch:
         # Optional packages are the binaries of all systems; the one that is wanted is named instead.
         options = ["--prefix", scratch, "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]
+        options += ["--fetch-retries=1", "--fetch-retry-mintimeout=2000"]  # its own two minutes are long without a network
         command = [npm, "install", *options, f"node-llama-cpp@{VERSION}", binary]
         search = f"{npm.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # npm starts the node beside it
         variables = {**os.environ, "PATH": search}
