@@ -9,6 +9,7 @@ from families import make, windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_cases import act_ordered
+from safetensors.torch import save_file
 from tiny import save_tiny_model
 from torch import nn
 from transformers import AutoTokenizer
@@ -135,6 +136,19 @@ def test_where_each_code_lies(tmp_path):
     assert int(t["compressed-tensors"][f"{name}.weight_packed"][5, 11 // 8]) >> (4 * (11 % 8)) & 15 == code
     place = (0, 2, 4, 6, 1, 3, 5, 7).index(5 % 8)
     assert int(t["awq"][f"{name}.qweight"][11, 5 // 8]) >> (4 * place) & 15 == code
+
+
+def test_awq_with_bfloat16_scales(tmp_path):
+    """GPTQModel writes them so by default: read as they are, and refused where float16 is what a format keeps."""
+    save_quantized(quantize_model(make("llama"), RTN(Grid(4, 32)))[0], tmp_path / "awq", "awq")
+    file = tmp_path / "awq" / "model.safetensors"
+    wide = {n: t.bfloat16() if n.endswith(".scales") else t for n, t in tensors_of(tmp_path / "awq").items()}
+    save_file(wide, file, {"format": "pt"})
+    name = "model.layers.0.mlp.up_proj"
+    q = layers(load_quantized(tmp_path / "awq"))[name].quantized()
+    assert q.scale.dtype == torch.bfloat16 and q.scale.t().equal(wide[f"{name}.scales"])
+    with pytest.raises(ValueError, match="keeps scales in float16"):
+        save_quantized(load_quantized(tmp_path / "awq"), tmp_path / "again", "awq")
 
 
 # --- every shape

@@ -2,7 +2,8 @@
 
 qweight int32 [in, out / 8] packs eight outputs in a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 (which lets a GPU unpack
 two halves at once), qzeros int32 [groups, out / 8] the same way, scales float16 [groups, out]. Every group has a zero
-point; a symmetric grid's is 8.
+point; a symmetric grid's is 8. GPTQModel writes scales in bfloat16 unless it is told otherwise: they are read, and not
+written, because AWQ's kernels take float16.
 
 Source: Lin et al. 2024 (arXiv:2306.00978), and its code; the layout as AutoAWQ writes it (version "gemm").
 """
@@ -94,7 +95,7 @@ class AWQFile:
         return {
             "qweight": Part((columns, out // 8), (torch.int32,)),
             "qzeros": Part((groups, out // 8), (torch.int32,)),
-            "scales": Part((groups, out), (torch.float16,)),
+            "scales": Part((groups, out), (torch.float16, torch.bfloat16)),
         }
 
     def encode(self, q: QuantizedTensor) -> dict[str, Tensor]:
