@@ -15,7 +15,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help lab test test-older-cpus peers record bench check-env book serve
+.PHONY: help lab test test-older-cpus peers record bench check-env student book serve
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -46,6 +46,9 @@ bench: $(READY) ## build the compiled kernel if a compiler is there, time every 
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest
 	@$(BIN)/python -m quantlib check-env
+
+student: $(READY) ## write the pages as notebooks without the exercises' solutions, into _build/student
+	$(BIN)/python -m quantlib student
 
 book: $(READY) ## build the static site in _build/book
 	$(BIN)/python site/build.py

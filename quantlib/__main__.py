@@ -11,6 +11,7 @@ COMMANDS = {
     "record": ("commands.record", "run the slow experiments that are out of date, and record what the pages print"),
     "bench": ("commands.bench", "print the recorded speeds of this machine's kernels"),
     "check-env": ("commands.check_env", "say what this machine has of what the lessons need"),
+    "student": ("commands.student", "write the pages as notebooks without the solutions of their exercises"),
     "fetch": ("zoo.zoo", "fetch the lesson models and texts now"),
     "build": ("kernels.cpu.compiled", "compile the optional C++ kernels for this machine"),
 }
