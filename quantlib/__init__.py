@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = offered(
         "models.convert": "quantize_model RTN LLMInt8 GPTQ",
         "models.awq": "AWQ",
         "models.calibration": "collect_stats",
+        "models.localise": "find_faulty_layer",
         "models.checkpoints.saving": "save_quantized",
         "models.checkpoints.loading": "load_quantized",
         "models.windows": "token_windows",
