@@ -24,6 +24,7 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
+from quantlib.commands.student import exercises, read_checks
 from quantlib.records.lesson_files import remedy
 from quantlib.zoo.zoo import LESSON_MODEL
 from tests.book_run import BookRun, about_the_last
@@ -76,6 +77,7 @@ class Page(IPyNbFile):
         if self.recording and other_model():
             raise self.CollectError(f"recordings are of {LESSON_MODEL}: unset QUANTLIB_MODEL, which is {other_model()}")
         self.cells = [Cell.of(self, number, cell) for number, cell in enumerate(code)]
+        self._place_checks()
         self.problems = [] if self.recording or other_model() else self._recall()
         yield from self.cells
         if self.checked or recording_file(self.path).exists():
@@ -100,6 +102,15 @@ class Page(IPyNbFile):
         message = super().get_kernel_message(timeout, stream)
         self.heard.append(message)
         return message
+
+    def _place_checks(self) -> None:
+        """Give the last cell of each exercise's solution the check that stands in for it in notebooks without solutions."""
+        file = self.path.with_name("checks.py")
+        checks = read_checks(file.read_text(encoding="utf-8")) if file.exists() else {}
+        numbers = {id(cell.cell): number for number, cell in enumerate(self.cells)}
+        for exercise in exercises(self.nb):
+            if exercise.label in checks and exercise.solution:
+                self.cells[numbers[id(exercise.solution[-1])]].answer_check = checks[exercise.label].source(exercise.title)
 
     def _recall(self) -> list[str]:
         """Give each checked cell its recorded output, or why it has none; return what is wrong with the recording."""
@@ -126,6 +137,7 @@ class Cell(IPyNbCell):
         cell.line, cell.rtol = code.line, code.rtol
         cell.recorded, cell.unrecorded = None, ""  # a CheckedCell, or why there is none
         cell.started = cell.passed = False
+        cell.answer_check = ""
         return cell
 
     def runtest(self) -> None:
@@ -140,7 +152,26 @@ class Cell(IPyNbCell):
             self.raise_cell_error("the kernel died in this cell (was there memory enough?)")
         self.judge()
         self.heard = about_the_last(self.parent.heard)
+        if self.answer_check:
+            self.check_answer()
         self.passed = True
+
+    def check_answer(self) -> None:
+        """What checks the readers' answers has to accept the page's own."""
+        kernel = self.parent.kernel
+        asked = kernel.execute_cell_input(self.answer_check, allow_stdin=False)
+        failed = ""
+        while True:
+            message = self.parent.get_kernel_message(timeout=self.config.option.nbval_cell_timeout)
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            if message["msg_type"] == "error":
+                failed = f"{message['content']['ename']}: {message['content']['evalue']}"
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                break
+        kernel.await_reply(asked, timeout=self.config.option.nbval_cell_timeout)
+        if failed:
+            self.raise_cell_error(f"the solution does not pass its check in checks.py ({failed})")
 
     def run_unjudged(self) -> None:
         self.started = True

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch  # noqa: F401  pytester forgets what a run imported, and PyTorch, which a recording asks for the GPU, cannot be imported twice
 from page_cases import page_text
 
@@ -216,3 +217,29 @@ def test_the_repository_collects_tests_and_lessons_without_flags():
     assert "lessons/index.md::line " in done.stdout and "test_markdown_without_code_cells" in done.stdout, (
         done.stdout + done.stderr
     )
+
+
+SOLVED = page_text(("", "n = 2")) + """
+:::{exercise} Double it
+:label: ex-double
+
+Write it.
+:::
+
+```{code-cell} ipython3
+:tags: [hide-cell]
+
+def double(n):
+    return n + n
+```
+"""
+
+
+@pytest.mark.parametrize(("claim", "outcome"), [("double(n) == 4", "passed"), ("double(n) == 5", "failed")])
+def test_a_solution_has_to_pass_the_check_of_the_readers_answers(run, pytester, claim, outcome):
+    page = pytester.path / "page.md"
+    page.write_text(SOLVED)
+    (pytester.path / "checks.py").write_text(f"# %% ex-double\n#: double: double(n)\nassert {claim}, 'not doubled'\n")
+    status, outcomes, text = run(page)
+    assert list(outcomes.values()) == ["passed", outcome] and (status == 0) == (outcome == "passed")
+    assert ("does not pass its check in checks.py (AssertionError: not doubled)" in text) == (outcome == "failed")
