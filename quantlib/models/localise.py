@@ -25,6 +25,7 @@ from quantlib.numerics.rounding import group_extremes, scale_and_zero_point
 
 BEYOND = 2.5  # so many times what rounding explains is a fault; rounding to nearest stays below √3 (Δ/2 over Δ/√12)
 CELL = 32  # columns of a cell where no grid says it
+TINY = 1e-30
 CLOSE = 1e-2  # of a parameter's size: what a cast to bfloat16 may move
 
 
@@ -149,7 +150,7 @@ def _cells(w: Tensor, w_hat: Tensor, grid: Grid | None, gram: Tensor) -> Cells:
     """Of every cell [out, cells]: the squared error of its weights and of its output, and what explains them (by the
     grid's steps; without one, its own size); then the layer's relative error, and the columns of a cell.
     """
-    w, w_hat, gram = w.double(), w_hat.to(w.device).double(), gram.double()
+    w, w_hat, gram = w.to(gram), w_hat.to(gram), gram  # float32, or float64 of a float64 model
     out, columns = w.shape
     by_group = grid is not None and isinstance(grid.group_size, int)
     wide = grid.group_size if by_group else CELL if columns % CELL == 0 else columns
@@ -163,10 +164,10 @@ def _cells(w: Tensor, w_hat: Tensor, grid: Grid | None, gram: Tensor) -> Cells:
     if grid is None:
         explained = w.view(out, -1, wide).square().sum(-1), outputs(w.view(out, -1, wide))
     else:
-        step = scale_and_zero_point(*group_extremes(w, grid), grid, torch.float32)[0].double()  # [out or 1, groups]
+        step = scale_and_zero_point(*group_extremes(w, grid), grid, torch.float32)[0].to(w)  # [out or 1, groups]
         share = (step.square() / 12).expand(out, -1).expand(out, size.shape[0])
         explained = share * wide, share * size.sum(-1)
-    total = ((w @ gram) * w).sum().clamp(min=1e-300)
+    total = ((w @ gram) * w).sum().clamp(min=TINY)
     error = (((w_hat - w) @ gram) * (w_hat - w)).sum().clamp(min=0).div(total).sqrt().item()
     return d.square().sum(-1), outputs(d), *explained, error, wide if grid else -wide
 
@@ -175,7 +176,7 @@ def _units(cells: dict[str, Cells]) -> dict[str, tuple[float, float]]:
     """What the errors of a layer are counted in: 1 on a grid; else the median share of its kind, of weights and outputs."""
     by_kind: dict[str, list[tuple[float, float]]] = {}
     for name, (weights, outputs, of_weights, of_outputs, _, wide) in cells.items():
-        shares = [(a / b.clamp(min=1e-300)).median().item() for a, b in ((weights, of_weights), (outputs, of_outputs))]
+        shares = [(a / b.clamp(min=TINY)).median().item() for a, b in ((weights, of_weights), (outputs, of_outputs))]
         by_kind.setdefault(_kind(name), []).append((1.0, 1.0) if wide > 0 else tuple(shares))
     least = torch.finfo(torch.bfloat16).eps ** 2 / 12  # what a cast may have cost
     return {
@@ -189,7 +190,7 @@ def _check(
     unit: float, unit_out: float,
 ) -> LayerCheck:  # fmt: skip
     """The worst cell: how many times what is explained both its weights and its output are off."""
-    floor = [max(1e-300, 1e-6 * t.mean().item()) for t in (of_weights, of_outputs)]  # a cell of zeros explains nothing
+    floor = [max(TINY, 1e-6 * t.mean().item()) for t in (of_weights, of_outputs)]  # a cell of zeros explains nothing
     ratios = [
         (found / (u * explained.clamp(min=low))).sqrt()
         for found, explained, u, low in zip((weights, outputs), (of_weights, of_outputs), (unit, unit_out), floor, strict=True)
