@@ -15,7 +15,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help lab test test-older-cpus peers record bench check-env student book serve
+.PHONY: help lab test test-older-cpus peers record table bench check-env student book serve
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -38,6 +38,10 @@ peers: $(PEERS)/ready ## hold files and layers against the libraries people use,
 
 record: $(READY) ## run the slow experiments that are out of date and record what pages print (RECORD=part_01)
 	$(BIN)/python -m quantlib record $(if $(RECORD),"$(RECORD)")
+
+table: $(READY) ## measure every row of part 7's table that is missing or stale (hours, if all), and print it
+	$(BIN)/python -m quantlib record part_07.quality part_07.on_stories part_07.tasks
+	$(BIN)/python -m quantlib table
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
 	-$(BIN)/python -m quantlib build

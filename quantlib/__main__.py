@@ -9,6 +9,7 @@ COMMANDS = {
     "inspect": ("commands.inspect", "what a quantized folder holds, and what is suspicious in it"),
     "report": ("commands.report", "the book's table for a model of yours: a few methods, one page"),
     "record": ("commands.record", "run the slow experiments that are out of date, and record what the pages print"),
+    "table": ("commands.table", "print part 7's table of methods, as it was recorded"),
     "bench": ("commands.bench", "print the recorded speeds of this machine's kernels"),
     "check-env": ("commands.check_env", "say what this machine has of what the lessons need"),
     "student": ("commands.student", "write the pages as notebooks without the solutions of their exercises"),

@@ -1,0 +1,130 @@
+"""`python -m quantlib table`: part 7's table of methods, as it was recorded. Start from :func:`main`.
+
+python -m quantlib table                     both lesson models, tasks and speeds, in the terminal
+python -m quantlib table --json table.json   the same numbers in a new file, with machine, versions and dates
+
+`make table` records what is missing or stale first, row by row: interrupted, it goes on when it is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from quantlib.measure.decoding import TokenRates
+from quantlib.measure.evaluate import PairedDifference
+from quantlib.measure.method_table import MethodRow, advice, beaten_by, rows_of
+from quantlib.records.records import Record, load_record
+
+TABLES = {"part_07.quality": ("part_07.references",), "part_07.on_stories": ()}  # and what stands beside its rows
+SPEEDS = "part_02.decoding"
+HEADER = f"{'':34}{'MB':>7}{'bits':>7}{'ppl':>9}  {'nats lost, 95 %':26}{'KL':>8}{'same':>8}{'flips':>8}{'s':>7}{'MB':>7}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 with a sentence if it was not recorded, or is stale, or the file is there already."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers into a new file as well")
+    options = parser.parse_args(arguments)
+    try:
+        records = {name: load_record(name) for name in TABLES}
+        records |= {name: load_record(name) for names in TABLES.values() for name in names if _is_there(name)}
+        tasks = load_record("part_07.tasks")
+    except (OSError, ValueError) as error:
+        print(f"{error}; or run make table, which records all that is missing", file=sys.stderr)
+        return 1
+    written = {}
+    for name, beside in TABLES.items():
+        record, values = records[name], dict(records[name].values)
+        for other in beside:
+            values |= records[other].values if other in records else {}
+        rows = rows_of(values)
+        print("\n".join([*_about(record), HEADER, *map(_line, rows), *_conclusions(rows)]), end="\n\n")
+        written[name] = {**_sources(record), "rows": [as_numbers(row) for row in rows]}
+    print("\n".join(_accuracies(tasks.values)))
+    written["part_07.tasks"] = {**_sources(tasks), "right": {n: _share(v) for n, v in tasks.values.items()}}
+    try:
+        speeds = load_record(SPEEDS)
+        print("\n".join(_speeds(speeds)))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"no speeds: {error}")
+    if options.json is None:
+        return 0
+    try:
+        with options.json.open("x", encoding="utf-8") as file:
+            json.dump(written, file, indent=1, ensure_ascii=False)
+    except OSError as error:
+        print(f"{options.json} is not written ({error.strerror}): name a new file", file=sys.stderr)
+        return 1
+    print(f"written to {options.json}")
+    return 0
+
+
+def as_numbers(row: MethodRow) -> dict[str, object]:
+    """A row without the losses of its tokens, for JSON."""
+    found = {name: value for name, value in vars(row).items() if name not in ("nll", "lost")}
+    return found | {"total": row.total, "lost": None if row.lost is None else asdict(row.lost)}
+
+
+def _is_there(name: str) -> bool:
+    try:
+        load_record(name)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _sources(record: Record) -> dict[str, object]:
+    return {
+        "model": record.model, "checksum": record.model_checksum, "parameters": dict(record.parameters),
+        "machine": {**vars(record.machine)}, "versions": dict(record.versions), "made": dict(record.made),
+    }  # fmt: skip
+
+
+def _about(record: Record) -> Iterator[str]:
+    p = record.parameters
+    yield f"{record.model}: {p['windows']} windows of {p['window']} tokens; methods that read text have read {p['count']}"
+    yield f"{record.machine.cpu}, {record.date}, one thread; whole model in bytes of storage, embeddings in 16 bits"
+
+
+def _line(row: MethodRow) -> str:
+    lost = "" if row.lost is None else _interval(row.lost)
+    seconds, peak = (f"{value:.0f}" if value is not None else "–" for value in (row.seconds, row.peak and row.peak / 1e6))
+    return (
+        f"{row.name:34}{row.total / 1e6:7.1f}{row.bits:7.2f}{row.perplexity:9.2f}  {lost:26}{row.kl[0]:8.4f}"
+        f"{row.same:8.1%}{row.flips:8.1%}{seconds:>7}{peak:>7}"
+    )
+
+
+def _interval(d: PairedDifference) -> str:
+    return f"{d.mean:+.4f} {d.low:+.4f} {d.high:+.4f}" + (" ~" if d.verdict == "tie" else "")
+
+
+def _conclusions(rows: Sequence[MethodRow]) -> Iterator[str]:
+    beaten = [row for row in rows if beaten_by(row, rows)]
+    yield f"~ ties with float. Beaten by a row no larger: {'; '.join(row.name for row in beaten) or 'none'}"
+    for share in (0.7, 0.45, 0.4):
+        limit = share * rows[0].total
+        named = "; ".join(row.name for row in advice(rows, limit)) or "nothing fits"
+        yield f"least lost within {share:.0%} of the 16-bit bytes, ties included: {named}"
+
+
+def _accuracies(values: Mapping[str, Mapping]) -> Iterator[str]:
+    yield "right answers"
+    for name, found in values.items():
+        yield f"  {name:44}{_share(found):7.1%} of {len(found['right'])}"
+
+
+def _share(found: Mapping) -> float:
+    return found["right"].double().mean().item()
+
+
+def _speeds(record: Record) -> Iterator[str]:
+    rates = TokenRates.from_values(record.values["rates"])
+    yield f"\ngreedy decoding of {record.model}, {record.machine.cpu}, {record.date}"
+    for name in rates.benchmark.measurements:
+        yield f"  {name:24}{rates[name]:8.1f} tokens/s"
