@@ -20,6 +20,7 @@ import jupytext
 import nbformat
 import yaml
 from execute import executed
+from launch import address, with_setup
 from problems import BuildFailed, Problem, report
 from stops import Stopped, stoppable, whole
 from tools import SITE, environment, install_template, myst_problems, program
@@ -103,8 +104,12 @@ def write_html(root: Path, content: Path, run: Path, out: Path) -> list[Problem]
 
 def write_notebooks(root: Path, out: Path) -> None:
     """The page as a notebook without outputs, for readers who want to run it elsewhere; the same bytes every time."""
+    try:
+        repository = address(root)
+    except ValueError as error:
+        raise BuildFailed([Problem("myst.yml", str(error), "write the address as the comment there shows, or leave it out")]) from None
     for page in pages(root):
-        notebook = jupytext.read(page, fmt="md:myst")
+        notebook = with_setup(jupytext.read(page, fmt="md:myst"), repository)
         for i, cell in enumerate(notebook.cells):
             cell.id = f"cell-{i}"
         (out / f"{page.stem}.ipynb").write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")

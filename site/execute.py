@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from problems import BuildFailed, Problem
 from stops import Stopped, beside, kill_group
 
 SOURCES = ("quantlib", "lessons/recorded", "lessons/experiments", "requirements.txt")
+VERSIONS = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "matplotlib", "triton")
 CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # make it stand for an older one
 TIMEOUT = 600  # seconds a cell may take
 FENCE = re.compile(r"^(`{3,}|~{3,})\{code-cell\}")
@@ -40,6 +42,27 @@ def machine() -> str:
     except importlib.metadata.PackageNotFoundError:
         torch = ""
     return f"{torch}{cores} CPU core{'s' if cores > 1 else ''}"
+
+
+def cpu() -> str:
+    """The name of the processor, for the page that says what the book was made on; empty where nobody tells."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    named = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    return named[1].strip() if named else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages in VERSIONS that are installed."""
+    found = {"Python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _files(root: Path) -> list[Path]:
@@ -172,7 +195,7 @@ def _marked(notebook: nbformat.NotebookNode, starts: list[int]) -> nbformat.Note
         spent = _seconds(cell)
         total += spent or 0
         cell.metadata["book"] = {"seconds": spent, "line": starts[i] if i < len(starts) else None}
-    notebook.metadata["book"] = {"machine": machine(), "seconds": round(total, 3)}
+    notebook.metadata["book"] = {"machine": machine(), "cpu": cpu(), "versions": versions(), "seconds": round(total, 3)}
     return notebook
 
 

@@ -1,6 +1,7 @@
 // Predictions: the run unfolds when the reader commits, and the page says what they had said and what was measured.
 import { all, one } from './dom.ts';
 import { keep, memory } from './memory.ts';
+import { score } from './quiz.ts';
 
 function show(ask: HTMLElement, said: string): void {
   for (const input of all<HTMLInputElement>('form input', ask)) {
@@ -11,9 +12,14 @@ function show(ask: HTMLElement, said: string): void {
   }
   const button = one<HTMLButtonElement>('button[type="submit"]', ask)!;
   button.disabled = true;
-  button.textContent = 'Committed';
-  one('.hint', ask)!.textContent =
-    said === ask.dataset.answer ? 'As measured. The run says why.' : 'Measured otherwise. The run says why.';
+  const right = said === ask.dataset.answer;
+  if (ask.classList.contains('quiz')) {
+    button.textContent = 'Answered';
+    one('.hint', ask)!.textContent = right ? 'Right.' : 'Not so: the answer that is marked is right.';
+  } else {
+    button.textContent = 'Committed';
+    one('.hint', ask)!.textContent = right ? 'As measured. The run says why.' : 'Measured otherwise. The run says why.';
+  }
   one<HTMLDetailsElement>(':scope > details', ask)!.open = true;
 }
 
@@ -30,6 +36,7 @@ export function predict(): void {
       memory.said[ask.id] = said;
       keep();
       show(ask, said);
+      score();
     };
     const said = memory.said[ask.id];
     if (said && all<HTMLInputElement>('form input', ask).some((input) => input.value === said)) show(ask, said);

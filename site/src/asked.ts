@@ -1,16 +1,29 @@
 // The three postures that ask something of the reader: predict, refute, exercise.
 import { attributes, escape } from './html.ts';
-import { asserts, body, type Prediction, readPrediction, titleOf } from './postures.ts';
+import { asserts, body, isQuiz, type Prediction, readPrediction, titleOf } from './postures.ts';
 import type { Handlers, Renderer } from './renderer.ts';
 import { line, type Node, text } from './tree.ts';
 
 const LETTERS = 'abcdefghij';
 
+const PREDICTION = {
+  legend: 'Your prediction',
+  button: 'Commit my prediction',
+  hint: 'The run stays folded until you commit. Nothing leaves this page.',
+  fold: 'The run',
+};
+const QUIZ = {
+  legend: 'Your answer',
+  button: 'Answer',
+  hint: 'Why stays folded until you answer. Kept in this browser only.',
+  fold: 'Why',
+};
+
 function optionHtml(option: Node, i: number, asked: Prediction, name: string, r: Renderer): string {
   const words = r.all((option.children ?? []).flatMap((c) => (c.type === 'paragraph' ? (c.children ?? []) : [c])));
   const right = i === asked.right - 1;
   const place = asked.at[i] === undefined ? '' : `<i style="--v:${asked.at[i]}%"></i>`;
-  return `<label${attributes({ 'data-value': right ? asked.measured : undefined })}><input type="radio" name="${name}" value="${LETTERS[i]}"><span>${words}</span>${place}</label>`;
+  return `<label${attributes({ 'data-value': right && asked.measured ? asked.measured : undefined })}><input type="radio" name="${name}" value="${LETTERS[i]}"><span>${words}</span>${place}</label>`;
 }
 
 function ask(node: Node, r: Renderer): string {
@@ -35,13 +48,14 @@ function ask(node: Node, r: Renderer): string {
     asked.from || asked.to
       ? `<div class="ends" aria-hidden="true"><span>${escape(asked.from)}</span><span>${escape(asked.to)}</span></div>`
       : '';
+  const words = isQuiz(node) ? QUIZ : PREDICTION;
   const options = asked.options.map((o, i) => optionHtml(o, i, asked, id, r)).join('');
-  return `<section class="ask"${attributes({ id })} data-answer="${LETTERS[asked.right - 1]}">
+  return `<section class="ask${isQuiz(node) ? ' quiz' : ''}"${attributes({ id })} data-answer="${LETTERS[asked.right - 1]}">
 <h3 class="label">${title ? r.all(title.children) : 'Predict, then run'}</h3>
 <div class="q">${first ? `<p>${r.all(first.children)}</p>` : ''}</div>${r.all(more)}
-<form><fieldset class="options${asked.at.length ? ' placed' : ''}"><legend class="vh">Your prediction</legend>${ends}${options}</fieldset>
-<div class="commit"><button type="submit">Commit my prediction</button><p class="hint" aria-live="polite">The run stays folded until you commit. Nothing leaves this page.</p></div></form>
-<details><summary>The run</summary>${r.all(node.fold)}</details>
+<form><fieldset class="options${asked.at.length ? ' placed' : ''}"><legend class="vh">${words.legend}</legend>${ends}${options}</fieldset>
+<div class="commit"><button type="submit">${words.button}</button><p class="hint" aria-live="polite">${words.hint}</p></div></form>
+<details><summary>${words.fold}</summary>${r.all(node.fold)}</details>
 </section>`;
 }
 
@@ -70,4 +84,8 @@ function exercise(node: Node, r: Renderer): string {
   return `<section class="exercise"${attributes({ id: node.html_id })}><h3 class="label">${name}${title ? `: ${escape(text(title))}` : ''}</h3>${r.all(body(node))}${solution}</section>`;
 }
 
-export const asked: Handlers = { ask, seen, exercise };
+/** Filled by client/quiz.ts: how many of the page's questions were answered, and the way to begin anew. */
+const score = (): string =>
+  '<div class="score" hidden><p role="status"></p><button type="button" class="quiet">Begin anew</button></div>';
+
+export const asked: Handlers = { ask, seen, exercise, score };

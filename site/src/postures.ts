@@ -45,11 +45,14 @@ function takeRefutation(nodes: Node[], start: number): { fold: Node[]; next: num
   return { fold, next };
 }
 
-/** What the template is told in comments: `parts`, `go`, `ways`, `label: words`. */
+/** What the template is told in comments: `parts`, `go`, `ways`, `score`, `status`, `claims`, `bibliography`, `label: words`. */
 const direction = (node: Node): string | undefined => {
   const words = node.type === 'comment' ? (node.value ?? '').trim() : '';
-  return /^(parts|go|ways)$/.test(words) || words.startsWith('label:') ? words : undefined;
+  return /^(parts|go|ways|score|status|claims|bibliography)$/.test(words) || words.startsWith('label:') ? words : undefined;
 };
+
+/** In their place stands what the template makes, without any node of the page's. */
+const STANDS_ALONE = new Set(['score', 'status', 'claims', 'bibliography']);
 
 /** A section per third-level heading, up to the next heading of a higher level. */
 function takeWays(nodes: Node[], start: number): { sections: Node[]; next: number } {
@@ -76,12 +79,16 @@ export function group(nodes: Node[]): Node[] {
       i = next;
     } else if (isSeen(node)) {
       const { fold, next } = takeRefutation(nodes, i + 1);
-      out.push({ ...node, type: 'seen', fold });
+      const id = node.html_id ?? `seen-${out.filter((n) => n.type === 'seen').length + 1}`;
+      out.push({ ...node, type: 'seen', html_id: id, fold });
       i = next;
     } else if (told === 'ways') {
       const { sections, next } = takeWays(nodes, i + 1);
       out.push({ type: 'ways', children: sections });
       i = next;
+    } else if (told && STANDS_ALONE.has(told)) {
+      out.push({ type: told });
+      i++;
     } else if (told?.startsWith('label:')) {
       out.push({ type: 'label', value: told.slice('label:'.length).trim() });
       i++;
@@ -107,13 +114,16 @@ export interface Prediction {
   at: number[];
 }
 
+/** A question of a quiz is a prediction of which nothing was measured: it has a right answer, and says why. */
+export const isQuiz = (node: Node): boolean => hasClass(node, 'quiz');
+
 /** Reads a prediction's options and the comment that says which is right; throws what to write instead. */
 export function readPrediction(ask: Node): Prediction {
   const parts = body(ask);
   const list = parts.find((n) => n.type === 'list');
   const comment = parts.find((n) => n.type === 'comment');
   if (!list?.children?.length) throw new Error('a prediction needs a list of options: lines that start with "- [ ]"');
-  if (!comment) throw new Error('a prediction needs a comment with "right: 2" (which option) and "measured: value"');
+  if (!comment) throw new Error('a prediction needs a comment with "right: 2" (which option) and "measured: value"; a question of a quiz the first alone');
   const told = parse(comment.value ?? '') as {
     right?: number;
     measured?: unknown;
@@ -125,14 +135,14 @@ export function readPrediction(ask: Node): Prediction {
   const count = list.children.length;
   if (!Number.isInteger(right) || right! < 1 || right! > count)
     throw new Error(`"right: ${right}" must be a number from 1 to ${count}, the place of the right option`);
-  if (measured === undefined) throw new Error('say what was measured: a line "measured: value" in the comment of the prediction');
+  if (measured === undefined && !isQuiz(ask)) throw new Error('say what was measured: a line "measured: value" in the comment of the prediction');
   if (at.length && at.length !== count)
     throw new Error(`"at" has ${at.length} places for ${count} options: write one per option, in per cent`);
   return {
     question: parts.filter((n) => n !== list && n.type !== 'comment'),
     options: list.children,
     right: right!,
-    measured: String(measured),
+    measured: String(measured ?? ''),
     from: String(from),
     to: String(to),
     at,

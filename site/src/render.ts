@@ -12,6 +12,7 @@ import { body, titleOf } from './postures.ts';
 import type { Assets, Handlers, Renderer } from './renderer.ts';
 import { isCell } from './runs.ts';
 import { type Entry, table } from './tables.ts';
+import { register } from './register.ts';
 import { checkReference } from './targets.ts';
 import { hasClass, line, type Node, type Problem, text } from './tree.ts';
 
@@ -246,7 +247,7 @@ const TEXT: Handlers = {
   aside: (n, r) => element('div', { class: 'note aside', role: 'note' }, r.all(n.children)),
 };
 
-const HANDLERS: Handlers = { ...TEXT, ...asked, ...cover };
+const HANDLERS: Handlers = { ...TEXT, ...asked, ...cover, ...register };
 
 export function makeRenderer(book: Book, page: Page, assets: Assets): Renderer {
   let bytes = 0;

@@ -26,6 +26,8 @@ export interface PageRun {
   runs: Run[];
   machine: string;
   seconds: number;
+  cpu: string;
+  versions: Record<string, string>;
 }
 
 export const joined = (t: Text | undefined): string => (Array.isArray(t) ? t.join('') : (t ?? ''));
@@ -37,7 +39,7 @@ interface Notebook {
     outputs?: Output[];
     metadata: { tags?: string[]; book?: { seconds?: number; line?: number } };
   }[];
-  metadata: { book?: { machine?: string; seconds?: number } };
+  metadata: { book?: { machine?: string; seconds?: number; cpu?: string; versions?: Record<string, string> } };
 }
 
 /** Reads an executed notebook; a page that was not run has its code and no outputs. */
@@ -53,7 +55,8 @@ export function readRun(path: string): PageRun | undefined {
       seconds: cell.metadata.book?.seconds,
       line: cell.metadata.book?.line,
     }));
-  return { runs, machine: notebook.metadata.book?.machine ?? '', seconds: notebook.metadata.book?.seconds ?? 0 };
+  const { machine = '', seconds = 0, cpu = '', versions = {} } = notebook.metadata.book ?? {};
+  return { runs, machine, seconds, cpu, versions };
 }
 
 /** A code cell of the page: MyST's block with the run that belongs to it. */

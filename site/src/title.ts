@@ -4,6 +4,7 @@ import { coverLabel } from './cover.ts';
 import { drawing } from './drawings.ts';
 import { escape } from './html.ts';
 import type { Renderer } from './renderer.ts';
+import { launches } from './launch.ts';
 import { isCell } from './runs.ts';
 import { type Node, text, walk } from './tree.ts';
 
@@ -62,6 +63,7 @@ function facts(page: Page): string {
   const live = page.file;
   return `<div class="facts"><span>${minutesToRead(page)} min to read</span>${run}
 <a href="${page.name}.ipynb" download>Download .ipynb</a>
+${launches(page)}
 <details><summary>Open in Jupyter</summary><p>In the book’s folder run <code>make lab</code>, then open <a href="http://localhost:8888/lab/tree/${live}">${live}</a>: every widget and cell on this page is live there.</p></details></div>`;
 }
 

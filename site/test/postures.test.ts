@@ -100,3 +100,19 @@ test('what is missing from a prediction is named', () => {
     /"at" has 1 places for 2 options/,
   );
 });
+
+test('a question of a quiz has a right answer and nothing measured', () => {
+  const list: Node = { type: 'list', children: [word('one'), word('two')] };
+  const asked = readPrediction(admonition('ask quiz tip', word('How many?'), list, comment('right: 2')));
+  assert.equal(asked.right, 2);
+  assert.equal(asked.measured, '');
+  assert.throws(() => readPrediction(admonition('ask tip', word('How many?'), list, comment('right: 2'))), /measured/);
+  assert.throws(() => readPrediction(admonition('ask quiz tip', word('How many?'), list, comment('right: 3'))), /from 1 to 2/);
+});
+
+test('a comment asks for the score', () => {
+  assert.deepEqual(
+    group([comment('score'), word('after')]).map((n) => n.type),
+    ['score', 'paragraph'],
+  );
+});
