@@ -5,11 +5,13 @@ import time
 import torch
 
 from quantlib import AWQ, GPTQ, RTN, Grid, LLMInt8, load_text, quantize_model, token_windows
+from quantlib.measure.accuracy import score
 from quantlib.measure.answers import answers, beside
 from quantlib.measure.memory import peak_memory
 from quantlib.methods.awq import ALPHAS
 from quantlib.models.linears import dequantized, linear_layers
 from quantlib.records import experiment, load_record
+from quantlib.zoo.tasks import Item, load_task
 
 MODEL = "SmolLM2-135M-Instruct"
 FEW = (0.25, 0.5)  # ratios, for a miniature
@@ -133,3 +135,34 @@ def on_stories(loaded, rows, *, count=16, seed=0, windows=16, window=256, alphas
     read = told[chosen, :window].long()
     ids = (load_record("part_01.stories").values["tokens"] % size)[16 : 16 + windows, :window].flatten().long()
     yield from table(loaded, rows, SMALL, read, ids, window, windows, alphas, timed)
+
+
+TASKS = ("LAMBADA",)
+WRITTEN = {  # of our own: for a miniature, which fetches nothing
+    "LAMBADA": [Item("The dog and the cat sat by the door. The cat looked at the", (" dog",), 0)],
+}
+ASKED = "float", "int8 row", "int4 64, rounded", "int4 64, GPTQ through attention"
+
+
+def items(task, count, seed):
+    """So many questions of a task, drawn with a seed, in the order of the file."""
+    every = load_task(task)
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count]
+    return [every[i] for i in chosen.sort().values]
+
+
+@experiment(
+    rows=[f"{row}; {task}" for row in ASKED for task in TASKS], model=MODEL,
+    miniature={"count": 2, "window": 64, "questions": "written"})
+def tasks(loaded, rows, *, questions=300, count=8, seed=0, window=1024):
+    """Which answers the float model and three quantized ones give to the same questions."""
+    read, _ = texts(loaded, count, seed, window, 1)
+    model = made_by = None
+    for row in rows:
+        way, task = row.split("; ")
+        if way != made_by:
+            made_by, how = way, LARGE[way] and LARGE[way](ALPHAS)
+            model = dequantized(made(loaded.model, how, read)[0])
+        asked = WRITTEN[task] if questions == "written" else items(task, questions, seed)
+        found = score(model, loaded.tokenizer, asked)
+        yield row, {"right": found.right, "log-likelihoods": found.log_likelihoods}
