@@ -3,13 +3,14 @@
 import time
 
 import torch
+from torch import nn
 
 from quantlib import AWQ, GPTQ, RTN, Grid, LLMInt8, load_text, quantize_model, token_windows
 from quantlib.measure.accuracy import score
 from quantlib.measure.answers import answers, beside
 from quantlib.measure.memory import peak_memory
 from quantlib.methods.awq import ALPHAS
-from quantlib.models.linears import dequantized, linear_layers
+from quantlib.models.linears import dequantized, linear_layers, twin_of
 from quantlib.records import experiment, load_record
 from quantlib.zoo.tasks import Item, load_task
 
@@ -135,6 +136,40 @@ def on_stories(loaded, rows, *, count=16, seed=0, windows=16, window=256, alphas
     read = told[chosen, :window].long()
     ids = (load_record("part_01.stories").values["tokens"] % size)[16 : 16 + windows, :window].flatten().long()
     yield from table(loaded, rows, SMALL, read, ids, window, windows, alphas, timed)
+
+
+def nf4(w, group):
+    """bitsandbytes' NF4 [out, in]: 16 levels, those of a normal distribution, times the largest weight of a group."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(w.float().contiguous(), blocksize=group, quant_type="nf4")).to(w.dtype)
+
+
+@experiment(rows=("NF4 64",), model=MODEL)
+def references(loaded, rows, *, windows=8, window=1024):
+    """What other libraries make of the model: needs bitsandbytes, and so is a fact of its day."""
+    ids = torch.tensor(loaded.tokenizer(load_text("wikitext-2", "test")).input_ids[: windows * window])
+    reference = answers(loaded.model, ids, window, windows)
+    for row in rows:
+        start, group = time.perf_counter(), int(row.split()[1])
+        layers = linear_layers(loaded.model)[0]
+        new, peak = peak_memory(lambda group=group, layers=layers: {
+            id(layer.module): with_weight(nf4(layer.weight, group)) for layer in layers
+        })  # fmt: skip
+        seconds = time.perf_counter() - start
+        found = measured(reference, twin_of(loaded.model, new), ids, window, windows)
+        bits = 4 + 32 / group  # a float32 scale for every group
+        yield row, found | {
+            "bytes": weighed(loaded.model, bits, None),
+            "seconds": seconds, "peak": peak, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+
+
+def with_weight(w):
+    """A linear layer of this weight [out, in]."""
+    linear = nn.Linear(*reversed(w.shape), bias=False, device="meta")
+    linear.weight = nn.Parameter(w, False)
+    return linear
 
 
 TASKS = ("LAMBADA",)
