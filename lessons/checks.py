@@ -143,3 +143,13 @@ assert all(11008 // _n % 128 == 0 for _n in takes[128]) and max(takes[128]) < 4,
 #: by_text: the small model, quantized by GPTQ on sixteen stories
 assert as_rounded(rounded, small.model) > 0.999, "of the rounded model all codes are the nearest"
 assert as_rounded(by_text, small.model) < 0.9, "of GPTQ's they are not"
+
+# %% ex-9-chain
+#: chain: for 0.97 and 0.95 the share of answers of 50 tokens that are right
+assert all(abs(chain[_rate] - _rate**50) < 1e-9 for _rate in (0.97, 0.95)), "fifty independent tokens have to be right"
+
+# %% ex-9-coarse
+#: q3: the small model in three bits, groups of 32, rounded
+#: coarse: what find_faulty_layer says of it
+assert q3 is not small.model and not coarse.faulty, "every layer does what its grid explains"
+assert max(_layer.times for _layer in coarse.layers) > 0, "the localiser has to have looked at its layers"
