@@ -28,6 +28,8 @@ __getattr__, __dir__, __all__ = offered(
         "models.localise": "find_faulty_layer",
         "models.checkpoints.saving": "save_quantized",
         "models.checkpoints.loading": "load_quantized",
+        "models.decoder": "Decoder",
+        "models.compiled_decoder": "CompiledDecoder fastest_decoder generate_text",
         "models.windows": "token_windows",
         "models.sizes": "footprint model_shape REAL_MODELS",
         "measure.evaluate": "perplexity compare paired_bootstrap",

@@ -21,7 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED = ("tests/kernels/test_compiled.py", "tests/kernels/test_compiled_digits.py", "tests/kernels/test_integers.py")
+COMPILED = (
+    "tests/kernels/test_compiled.py",
+    "tests/kernels/test_compiled_digits.py",
+    "tests/kernels/test_integers.py",
+    "tests/models/test_compiled_decoder.py",
+)
 FILES = (
     "tests/layers/test_bitsandbytes.py",
     "tests/kernels/test_product.py",

@@ -2,7 +2,7 @@
 
 Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
-`python -m quantlib build` compiles compiled.cpp, compiled_digits.cpp and compiled_integers.cpp for this
+`python -m quantlib build` compiles the .cpp files of this folder for this
 machine, once, with the compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.zoo.fetch. Nothing is
 compiled on import and nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone
 even where it was built.
@@ -33,8 +33,9 @@ from torch import Tensor
 
 from quantlib.places import cache_folder
 
-NAMES = ("compiled", "compiled_digits", "compiled_integers")
+NAMES = ("compiled", "compiled_digits", "compiled_integers", "compiled_step")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
+HEADERS = tuple(Path(__file__).with_name(f"compiled_{name}.h") for name in ("products", "sixteen"))
 NATIVE = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", NATIVE)
 PRODUCT, ROWS_PRODUCT = struct.Struct("5P8q"), struct.Struct("4P5q")  # as compiled.cpp declares them
@@ -46,6 +47,7 @@ class Library:
     """The functions of a library that was built, by the bits of the codes and the dtype of x.
 
     All are there on any CPU but digits: None where it cannot multiply bytes (quantlib.kernels.cpu.compiled_digits).
+    decode_step: a step of a whole model (quantlib.kernels.cpu.compiled_step), and the sizes of what describes it.
     multiplies_bfloat16: whether it sums products of bfloat16 itself; if not, they are summed as products of float32.
     """
 
@@ -57,6 +59,8 @@ class Library:
     int4_digits: Callable[[bytes], int] | None
     int8_digits: Callable[[bytes], int] | None
     int8_integers: Callable[[bytes], None]
+    decode_step: Callable[[bytes], None]
+    step_sizes: tuple[int, int, int]
     multiplies_bfloat16: bool
 
 
@@ -118,7 +122,9 @@ def load(flags: tuple[str, ...] = FLAGS) -> Library | None:
         found[name.replace("_matmul", "")] = _function(functions, name, None)
     for name in ("int4_digits", "int8_digits"):
         found[name] = _function(functions, name, ctypes.c_int)
-    found["int8_integers"] = _function(functions, "int8_integers", None)
+    for name in ("int8_integers", "decode_step"):
+        found[name] = _function(functions, name, None)
+    found["step_sizes"] = tuple((ctypes.c_int64 * 3).in_dll(functions, "step_sizes"))
     bfloat16 = ctypes.c_int.in_dll(functions, "multiplies_bfloat16").value
     _loaded[flags] = Library(path, **found, multiplies_bfloat16=bool(bfloat16))
     return _loaded[flags]
@@ -282,7 +288,7 @@ def _path(command: tuple[str, ...], flags: tuple[str, ...]) -> Path:
 @lru_cache
 def _key(command: tuple[str, ...], flags: tuple[str, ...]) -> str:
     version = subprocess.run([*command, "--version"], check=False, capture_output=True).stdout
-    parts = (*(s.read_bytes() for s in SOURCES), repr((command, flags)).encode(), version, _cpu().encode())
+    parts = (*(file.read_bytes() for file in (*SOURCES, *HEADERS)), repr((command, flags)).encode(), version, _cpu().encode())
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
