@@ -89,6 +89,7 @@ def _about(record: Record) -> Iterator[str]:
     p = record.parameters
     yield f"{record.model}: {p['windows']} windows of {p['window']} tokens; methods that read text have read {p['count']}"
     yield f"{record.machine.cpu}, {record.date}, one thread; whole model in bytes of storage, embeddings in 16 bits"
+    yield "last column: the most that the process held, with what its allocator had kept of earlier rows; an upper bound"
 
 
 def _line(row: MethodRow) -> str:
