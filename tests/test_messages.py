@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "quantlib").rglob("*.py"), *(ROOT / "site").glob("*.py")])
 SNAKE = re.compile(r"(?<![\w/.-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b(?![/-])")
 OF_OTHERS = {"c_attn", "qkv_proj", "v_proj", "npm_config_registry", "part_01"}  # layers, npm's option, a file
+OF_OTHERS |= {"rope_type"}  # a field of transformers' configurations
 OF_OTHERS |= {  # keys and tensors of checkpoints
     "checkpoint_format", "config_groups", "desc_act", "gptq_v2", "load_in_8bit", "num_bits", "quant_method",
     "quantization_config", "weight_format", "weight_shape",

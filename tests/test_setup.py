@@ -121,7 +121,9 @@ def sources() -> dict[str, str]:
     return found
 
 
-PEERS = {"bitsandbytes"}  # compared with where they are installed, never needed
+PEERS = {  # compared with where they are installed, never needed
+    name.replace("-", "_") for name in re.findall(r"^([\w-]+)==", (ROOT / "peers.txt").read_text(encoding="utf-8"), re.MULTILINE)
+}
 
 
 def test_everything_that_is_imported_is_listed():
