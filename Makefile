@@ -45,7 +45,7 @@ table: $(READY) ## measure every row of part 7's table that is missing or stale 
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
 	-$(BIN)/python -m quantlib build
-	$(BIN)/python -m quantlib record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding
+	$(BIN)/python -m quantlib record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding part_02.writing
 	$(BIN)/python -m quantlib bench
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest

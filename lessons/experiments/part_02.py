@@ -1,20 +1,25 @@
 """What part 2 measures: the speed of a product, and of a whole model."""
 
 import copy
+import tempfile
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantlib import RTN, Grid, quantize, quantize_model
+from quantlib import RTN, CompiledDecoder, Decoder, Grid, quantize, quantize_model, save_quantized
 from quantlib.kernels import int8_matmul, kernels_of, pack_weight, usable
+from quantlib.kernels.cpu.compiled import available as step_available
 from quantlib.layers.mixed import MixedInt8Linear
 from quantlib.measure.benchmark import measure
 from quantlib.measure.ceilings import READ, ceilings, reader
 from quantlib.measure.decoding import decode_step, profile_decode, tokens_per_second
 from quantlib.measure.graphs import graphed
+from quantlib.measure.llama_cpp import LlamaCpp, available
 from quantlib.measure.steps import steps
 from quantlib.records import experiment
+from quantlib.zoo.zoo import SMOLLM2
 
 TEXTBOOK = Grid(8, "row", narrow_range=True)
 
@@ -190,3 +195,53 @@ def compiled_decoding(loaded, *, tokens=48, rounds=5):
             tokens,
             rounds=rounds,
         )
+
+
+def writers(loaded, peers, tokens):
+    """Ways for the model to write so many tokens after PROMPT."""
+    prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
+    ids = prompt[0].tolist()
+    context, halves, ways = len(ids) + tokens, kinds(loaded.model), {}
+    for name, grid in (("int8", TEXTBOOK), ("int4", Grid(4, 64, narrow_range=True))):
+        small = quantize_model(loaded.model, RTN(grid))[0]
+        loops = {"loop": Decoder(halves[name], context, head=TEXTBOOK)}
+        if step_available():
+            loops["C++"] = CompiledDecoder(small, context, head=TEXTBOOK)
+        ways[f"{name} generate"] = (
+            lambda m=halves[name]: generated(m, prompt, tokens)
+        )
+        for way, decoder in loops.items():
+            ways[f"{name} {way}"] = lambda d=decoder: d.generate(ids, tokens)
+        if name in peers:
+            ways[f"{name} llama.cpp"] = lambda p=peers[name]: torch.tensor(
+                p.generate(ids, tokens).tokens
+            )
+    return ways
+
+
+@experiment(model="SmolLM2-135M-Instruct")
+def writing(loaded, *, tokens=48, rounds=7, threads=(1, 2)):
+    """Greedy text by generate(), by our own loop, by a step in C++, and by llama.cpp on files of as many bits.
+
+    C++ and llama.cpp where they are there; head in 8 bits, but for generate(), whose head is bfloat16.
+    """
+    rates, builds = {}, {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_peers:
+        files = {}
+        if available() is None:
+            files = {"int4": SMOLLM2.paths[0], "int8": f"{folder}/q8.gguf"}
+            q8 = quantize_model(loaded.model, RTN(TEXTBOOK))[0]
+            save_quantized(q8, files["int8"], "gguf", tokenizer=loaded.tokenizer)
+        for count in threads:
+            peers = {
+                name: open_peers.enter_context(
+                    LlamaCpp(file, threads=count, context=256)
+                )
+                for name, file in files.items()
+            }
+            builds |= {name: peer.build for name, peer in peers.items()}
+            ways = writers(loaded, peers, tokens)
+            rates[str(count)] = tokens_per_second(
+                ways, tokens, rounds=rounds, threads=count
+            )
+    return {"rates": rates, "llama.cpp": builds}
