@@ -90,7 +90,8 @@ class Decoder:
         start = self._room(row, tokens.shape[1])
         at = torch.arange(start, start + tokens.shape[1], device=self.device)[None]  # [1, tokens]
         with torch.no_grad():
-            x = self._hidden(tokens, at, slice(row, row + 1))[:, -1]  # [1, hidden]
+            place = slice(start, start + tokens.shape[1])
+            x = self._hidden(tokens, at, slice(row, row + 1), place.stop, place)[:, -1]  # [1, hidden]
             self.lengths[row] += tokens.shape[1]
             return self._logits(x)[0]
 
@@ -133,32 +134,36 @@ class Decoder:
 
     def _step(self, tokens: Tensor, starts: list[int]) -> Tensor:
         at = torch.tensor(starts, device=self.device)[:, None]  # [batch, 1]
+        length = max(starts) + 1
+        place = slice(length - 1, length) if self.batch == 1 else None
         with torch.no_grad():
-            return self._logits(self._hidden(tokens.view(-1, 1), at, slice(None))[:, 0])
+            return self._logits(self._hidden(tokens.view(-1, 1), at, slice(None), length, place)[:, 0])
 
-    def _hidden(self, tokens: Tensor, at: Tensor, rows: slice) -> Tensor:
-        """tokens and their places in the text, both [rows, tokens] -> [rows, tokens, hidden]"""
+    def _hidden(self, tokens: Tensor, at: Tensor, rows: slice, length: int, place: slice | None) -> Tensor:
+        """tokens and their places in the text, both [rows, tokens] -> [rows, tokens, hidden]
+
+        length  how much of the cache is read;  place  what of it these tokens fill, None where each row has its own
+        """
         x = self.embedding[tokens].to(self.dtype)
         cos, sin = (table[at].to(self.dtype).unsqueeze(1) for table in (self.cos, self.sin))  # [rows, 1, tokens, head_dim]
-        length = int(at.max()) + 1
         mask = None
-        if at.numel() > 1:  # what stands later is not read
+        if at.numel() > 1 or place is None:  # what stands later is not read
             mask = torch.arange(length, device=at.device) <= at[:, None, :, None]  # [rows, 1, tokens, length]
         for block in self.blocks:
-            x = x + self._attention(block, self._normalised(x, block.attention_norm), cos, sin, at, rows, length, mask)
+            x = x + self._attention(block, self._normalised(x, block.attention_norm), cos, sin, at, rows, length, place, mask)
             gate, up = block.gate_up(self._normalised(x, block.mlp_norm)).chunk(2, -1)  # [rows, tokens, intermediate]
             x = x + block.down(F.silu(gate) * up)
         return x
 
-    def _attention(self, block, x, cos, sin, at, rows, length, mask) -> Tensor:
+    def _attention(self, block, x, cos, sin, at, rows, length, place, mask) -> Tensor:
         count, tokens = at.shape
         turned = self.heads + self.kv_heads
         qkv = block.qkv(x).view(count, tokens, turned + self.kv_heads, self.head_dim).transpose(1, 2)
         qk, v = qkv[:, :turned], qkv[:, turned:]  # [rows, heads + kv_heads, tokens, head_dim], [rows, kv_heads, …]
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         for cache, new in ((block.keys, qk[:, self.heads :]), (block.values, v)):
-            if count == 1:
-                cache[rows, :, length - tokens : length] = new
+            if place is not None:
+                cache[rows, :, place] = new
             else:  # each row of the batch goes on at a place of its own
                 cache[torch.arange(count, device=at.device), :, at[:, 0]] = new[:, :, 0]
         keys, values = block.keys[rows, :, :length], block.values[rows, :, :length]  # [rows, kv_heads, length, head_dim]
