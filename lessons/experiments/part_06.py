@@ -96,7 +96,8 @@ def padded_lines(loaded, text, count, length, pad):
 CUTS = "1024", "256", "64", "1024, BOS", "64, BOS", "64, attention", "64, lines padded", "64, lines"
 
 
-@experiment(rows=CUTS, model=MODEL, miniature={"tokens": 128, "windows": 2, "window": 64})
+# the miniature's few lines leave H nearly singular: the last bit of a CPU's sums decides between two codes
+@experiment(rows=CUTS, model=MODEL, miniature={"tokens": 128, "windows": 2, "window": 64}, tolerance=0.05)
 def perplexity_by_cut(loaded, rows, *, tokens=8192, seed=0, windows=8, window=1024):
     """As many tokens of the same text: in windows of one length or another, after a BOS or not; or lines, filled up with
     a token that the model takes for text, or with the one that it knows as padding, which then is left out.
