@@ -197,13 +197,12 @@ def compiled_decoding(loaded, *, tokens=48, rounds=5):
         )
 
 
-def writers(loaded, peers, tokens):
-    """Ways for the model to write so many tokens after PROMPT."""
+def writers(loaded, codes, peers, tokens):
+    """Ways for the model to write so many tokens after PROMPT; codes: the float32 model with its layers quantized."""
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
     ids = prompt[0].tolist()
     context, halves, ways = len(ids) + tokens, kinds(loaded.model), {}
-    for name, grid in (("int8", TEXTBOOK), ("int4", Grid(4, 64, narrow_range=True))):
-        small = quantize_model(loaded.model, RTN(grid))[0]
+    for name, small in codes.items():
         loops = {"loop": Decoder(halves[name], context, head=TEXTBOOK)}
         if step_available():
             loops["C++"] = CompiledDecoder(small, context, head=TEXTBOOK)
@@ -225,13 +224,14 @@ def writing(loaded, *, tokens=48, rounds=7, threads=(1, 2)):
 
     C++ and llama.cpp where they are there; head in 8 bits, but for generate(), whose head is bfloat16.
     """
+    grids = {"int8": TEXTBOOK, "int4": Grid(4, 64, narrow_range=True)}
+    codes = {name: quantize_model(loaded.model, RTN(grid))[0] for name, grid in grids.items()}
     rates, builds = {}, {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_peers:
         files = {}
         if available() is None:
             files = {"int4": SMOLLM2.paths[0], "int8": f"{folder}/q8.gguf"}
-            q8 = quantize_model(loaded.model, RTN(TEXTBOOK))[0]
-            save_quantized(q8, files["int8"], "gguf", tokenizer=loaded.tokenizer)
+            save_quantized(codes["int8"], files["int8"], "gguf", tokenizer=loaded.tokenizer)
         for count in threads:
             peers = {
                 name: open_peers.enter_context(
@@ -240,7 +240,7 @@ def writing(loaded, *, tokens=48, rounds=7, threads=(1, 2)):
                 for name, file in files.items()
             }
             builds |= {name: peer.build for name, peer in peers.items()}
-            ways = writers(loaded, peers, tokens)
+            ways = writers(loaded, codes, peers, tokens)
             rates[str(count)] = tokens_per_second(
                 ways, tokens, rounds=rounds, threads=count
             )

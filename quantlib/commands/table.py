@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         records = {name: load_record(name) for name in TABLES}
-        records |= {name: load_record(name) for names in TABLES.values() for name in names if _is_there(name)}
         tasks = load_record("part_07.tasks")
     except (OSError, ValueError) as error:
         print(f"{error}; or run make table, which records all that is missing", file=sys.stderr)
         return 1
+    for name in (name for names in TABLES.values() for name in names):
+        with suppress(OSError, ValueError):  # what needs another library may be missing
+            records[name] = load_record(name)
     written = {}
     for name, beside in TABLES.items():
         record, values = records[name], dict(records[name].values)
@@ -68,14 +71,6 @@ def as_numbers(row: MethodRow) -> dict[str, object]:
     """A row without the losses of its tokens, for JSON."""
     found = {name: value for name, value in vars(row).items() if name not in ("nll", "lost")}
     return found | {"total": row.total, "lost": None if row.lost is None else asdict(row.lost)}
-
-
-def _is_there(name: str) -> bool:
-    try:
-        load_record(name)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _sources(record: Record) -> dict[str, object]:

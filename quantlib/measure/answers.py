@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quantlib.measure.evaluate import ROWS_AT_ONCE, _evaluating, _windows
+from quantlib.measure.evaluate import ROWS_AT_ONCE, _evaluating, _windows, divergence
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +95,10 @@ def beside(reference: Answers, found: Answers) -> Beside:
             reference.hidden, found.hidden, found.targets
         )), strict=True):  # fmt: skip
             expected, got = _log_likelihoods(reference.head, ours), _log_likelihoods(found.head, its)
-            share, targets = expected.exp(), targets[:, None]  # [rows, vocabulary], [rows, 1]
-            kl = (share * (expected - got)).masked_fill_(share == 0, 0).sum(-1)  # what never happens costs nothing
+            targets = targets[:, None]  # [rows, 1]
             first, was_first = got.argmax(-1), expected.argmax(-1)
             right, was_right = first == targets[:, 0], was_first == targets[:, 0]
-            parts.append((-got.gather(1, targets)[:, 0], kl, first == was_first, right, was_right))
+            parts.append((-got.gather(1, targets)[:, 0], divergence(expected, got), first == was_first, right, was_right))
     return Beside(*(torch.cat(column).view(found.targets.shape) for column in zip(*parts, strict=True)))
 
 

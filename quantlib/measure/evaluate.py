@@ -228,7 +228,11 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _kl(expected: Tensor, got: Tensor) -> Tensor:
     """KL(expected ‖ got) of each row, float32 [tokens]."""
-    expected, got = expected.float().log_softmax(-1), got.float().log_softmax(-1)
+    return divergence(expected.float().log_softmax(-1), got.float().log_softmax(-1))
+
+
+def divergence(expected: Tensor, got: Tensor) -> Tensor:
+    """KL(expected ‖ got) in nats, of log-probabilities [rows, vocabulary] each: [rows]."""
     share = expected.exp()
     return (share * (expected - got)).masked_fill_(share == 0, 0).sum(-1)  # what never happens costs nothing
 

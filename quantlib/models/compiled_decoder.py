@@ -7,11 +7,14 @@ taken in sixteen bits where the batch is one text: on the lesson model that move
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 
-from quantlib.kernels.cpu.compiled_step import CompiledStep, StepLayer, StepMatrix, StepModel, refuses
-from quantlib.layers.weight_only import QuantizedLinear
+from quantlib.kernels.cpu import compiled
+from quantlib.kernels.cpu.compiled_step import CompiledStep, StepLayer, StepMatrix, StepModel
+from quantlib.layers.weight_only import Int4Linear, Int8Linear
 from quantlib.models.decoder import Decoder
 from quantlib.numerics.grid import Grid
 
@@ -24,10 +27,9 @@ class CompiledDecoder(Decoder):
     def __init__(self, model: nn.Module, context: int, *, batch: int = 1, head: Grid | None = None) -> None:
         """As Decoder. RuntimeError if the first steps are not what PyTorch answers on this machine."""
         super().__init__(model, context, batch=batch, head=head, dtype=torch.float32)
-        described = step_model(self)
-        if reason := refuses(described):
-            raise ValueError(f"model cannot be decoded in C++: {reason}")
-        self._compiled = CompiledStep(described)
+
+    def _make_ready(self) -> None:
+        self._compiled = CompiledStep(step_model(self))
         self._compare()
 
     def _step(self, tokens: Tensor, starts: list[int]) -> Tensor:
@@ -60,10 +62,10 @@ def step_model(decoder: Decoder) -> StepModel:
 
 def fastest_decoder(model: nn.Module, context: int, *, batch: int = 1, head: Grid | None = None) -> Decoder:
     """A CompiledDecoder where C++ was built, takes this model and answers right here; else a Decoder."""
-    try:
-        return CompiledDecoder(model, context, batch=batch, head=head)
-    except (ValueError, RuntimeError):
-        return Decoder(model, context, batch=batch, head=head)  # which says what is wrong with the arguments
+    if compiled.available():
+        with suppress(ValueError, RuntimeError):
+            return CompiledDecoder(model, context, batch=batch, head=head)
+    return Decoder(model, context, batch=batch, head=head)  # which says what is wrong with the arguments
 
 
 def generate_text(model: nn.Module, tokenizer: object, prompt: str, tokens: int = 48, *, head: Grid | None = None) -> str:
@@ -81,6 +83,6 @@ def generate_text(model: nn.Module, tokenizer: object, prompt: str, tokens: int 
 def _matrix(layer: nn.Module) -> StepMatrix:
     if isinstance(layer, nn.Linear):
         return StepMatrix(layer.weight.detach(), layer.bias)
-    if isinstance(layer, QuantizedLinear) and not getattr(layer, "integer_products", False):
+    if isinstance(layer, Int4Linear | Int8Linear):
         return StepMatrix(layer.packed, layer.bias)
     return StepMatrix(layer, None)  # which is refused

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantlib.layers.mixed import MixedInt8Linear
 from quantlib.layers.weight_only import Int4Linear, Int8Linear, QuantizedLinear
+from quantlib.models.convert import RTN
 from quantlib.numerics.grid import Grid
-from quantlib.numerics.quantize import QuantizedTensor, quantize
+from quantlib.numerics.quantize import QuantizedTensor
 
 FAMILIES = ("llama", "mistral", "qwen2")
 FIXED_ANGLES = ("default", "linear", "llama3", "yarn")  # others follow the length of the text
@@ -83,16 +83,17 @@ class Decoder:
             if head is not None:
                 self.head = _rounded(model.lm_head, head)
         self.lengths = [0] * batch  # tokens in the cache
+        self._make_ready()
 
     def read(self, tokens: Sequence[int] | Tensor, row: int = 0) -> Tensor:
         """Logits [vocabulary] of what comes after these tokens, which are added to a row's text in one call."""
         tokens = torch.as_tensor(tokens, device=self.device).view(1, -1)  # [1, tokens]
         start = self._room(row, tokens.shape[1])
-        at = torch.arange(start, start + tokens.shape[1], device=self.device)[None]  # [1, tokens]
+        place = slice(start, start + tokens.shape[1])
+        at = torch.arange(place.start, place.stop, device=self.device)[None]  # [1, tokens]
         with torch.no_grad():
-            place = slice(start, start + tokens.shape[1])
             x = self._hidden(tokens, at, slice(row, row + 1), place.stop, place)[:, -1]  # [1, hidden]
-            self.lengths[row] += tokens.shape[1]
+            self.lengths[row] = place.stop
             return self._logits(x)[0]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -131,6 +132,9 @@ class Decoder:
         return sum(block.keys.nbytes + block.values.nbytes for block in self.blocks)
 
     # --- one pass
+
+    def _make_ready(self) -> None:
+        """What another way to take a step needs beforehand."""
 
     def _step(self, tokens: Tensor, starts: list[int]) -> Tensor:
         at = torch.tensor(starts, device=self.device)[:, None]  # [batch, 1]
@@ -264,10 +268,9 @@ def _biases(layers: list[nn.Module]) -> Tensor | None:
 
 
 def _rounded(layer: nn.Module, grid: Grid) -> nn.Module:
-    if isinstance(layer, QuantizedLinear | MixedInt8Linear):
+    if isinstance(layer, QuantizedLinear):
         raise ValueError(f"head={grid} would round a head that is quantized already: leave it None")
-    kind = Int8Linear if grid.bits > 4 else Int4Linear
-    return kind.from_quantized(quantize(layer.weight.detach(), grid), layer.bias)
+    return RTN(grid).layer_for("lm_head", layer.weight.detach(), layer.bias)[0]
 
 
 def _check(config: object, context: int, batch: int) -> None:

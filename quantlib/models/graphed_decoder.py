@@ -8,10 +8,9 @@ the whole cache, and a mask leaves out what is not written yet. :class:`FixedDec
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlib.models.decoder import Decoder
-from quantlib.numerics.grid import Grid
 
 WARM_UP = 3  # steps in which kernels are compiled, chosen and given their memory
 
@@ -19,18 +18,8 @@ WARM_UP = 3  # steps in which kernels are compiled, chosen and given their memor
 class FixedDecoder(Decoder):
     """A Decoder whose steps have one shape and read their tokens and places from the same memory."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        context: int,
-        *,
-        batch: int = 1,
-        head: Grid | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """As Decoder."""
-        super().__init__(model, context, batch=batch, head=head, dtype=dtype)
-        self._tokens, self._at = (torch.zeros(batch, 1, dtype=torch.int64, device=self.device) for _ in range(2))
+    def _make_ready(self) -> None:
+        self._tokens, self._at = (torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device) for _ in range(2))
 
     def _step(self, tokens: Tensor, starts: list[int]) -> Tensor:
         self._tokens.copy_(tokens.view(-1, 1))
@@ -44,33 +33,25 @@ class FixedDecoder(Decoder):
 
 
 class GraphedDecoder(FixedDecoder):
-    """A FixedDecoder on a GPU whose steps are replayed. ValueError for a model that is not on one."""
+    """A FixedDecoder on a GPU whose steps are replayed. ValueError for a model that is not on one.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        context: int,
-        *,
-        batch: int = 1,
-        head: Grid | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """As Decoder. Records the graph, which takes some steps at place 0; nothing of them stays."""
-        super().__init__(model, context, batch=batch, head=head, dtype=dtype)
+    Making it takes some steps at place 0, for the graph; nothing of them stays.
+    """
+
+    def _make_ready(self) -> None:
+        super()._make_ready()
         if self.device.type != "cuda":
             raise ValueError(f"model must be on a GPU, it is on {self.device}: model.cuda(), or use fastest_decoder")
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # as PyTorch asks for before a capture
             for _ in range(WARM_UP):
-                self._pass()
+                super()._pass()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._logits_of_graph = self._pass()
+            self._logits_of_graph = super()._pass()
 
-    def _step(self, tokens: Tensor, starts: list[int]) -> Tensor:
-        self._tokens.copy_(tokens.view(-1, 1))
-        self._at.copy_(torch.tensor(starts)[:, None])
+    def _pass(self) -> Tensor:
         self._graph.replay()
         return self._logits_of_graph.clone()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.layers.weight_only import QuantizedLinear
+from quantlib.methods.gptq import squared_output
 from quantlib.models.calibration import collect_stats
 from quantlib.models.linears import HEAD, is_conv1d, linear_layers
 from quantlib.numerics.floats import floats
@@ -150,7 +151,7 @@ def _cells(w: Tensor, w_hat: Tensor, grid: Grid | None, gram: Tensor) -> Cells:
     """Of every cell [out, cells]: the squared error of its weights and of its output, and what explains them (by the
     grid's steps; without one, its own size); then the layer's relative error, and the columns of a cell.
     """
-    w, w_hat, gram = w.to(gram), w_hat.to(gram), gram  # float32, or float64 of a float64 model
+    w, w_hat = w.to(gram), w_hat.to(gram)  # float32, or float64 of a float64 model
     out, columns = w.shape
     by_group = grid is not None and isinstance(grid.group_size, int)
     wide = grid.group_size if by_group else CELL if columns % CELL == 0 else columns
@@ -167,8 +168,7 @@ def _cells(w: Tensor, w_hat: Tensor, grid: Grid | None, gram: Tensor) -> Cells:
         step = scale_and_zero_point(*group_extremes(w, grid), grid, torch.float32)[0].to(w)  # [out or 1, groups]
         share = (step.square() / 12).expand(out, -1).expand(out, size.shape[0])
         explained = share * wide, share * size.sum(-1)
-    total = ((w @ gram) * w).sum().clamp(min=TINY)
-    error = (((w_hat - w) @ gram) * (w_hat - w)).sum().clamp(min=0).div(total).sqrt().item()
+    error = (squared_output(w_hat - w, gram) / max(TINY, squared_output(w, gram))) ** 0.5
     return d.square().sum(-1), outputs(d), *explained, error, wide if grid else -wide
 
 

@@ -2,14 +2,14 @@
 
 import torch
 import transformers
+from families import SHARED
 
 from quantlib import AWQ, GPTQ, RTN, Grid, LLMInt8, quantize_model
 
-WORDS = 96
+WORDS = SHARED["vocab_size"]
 SHAPE = {
-    "vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
-    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "attn_implementation": "eager",
+    **SHARED, "max_position_embeddings": 128, "tie_word_embeddings": True,
+    "bos_token_id": None, "eos_token_id": None, "attn_implementation": "eager",
 }  # fmt: skip
 FAMILIES = {
     "grouped queries, tied": ("Llama", {}),

@@ -2,9 +2,8 @@
 
 Start from :func:`int4_matmul` and :func:`int8_matmul`.
 
-`python -m quantlib build` compiles the .cpp files of this folder for this
-machine, once, with the compiler that $CXX names, or g++ or clang++, into the cache folder of quantlib.zoo.fetch. Nothing is
-compiled on import and nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone
+`python -m quantlib build` compiles the .cpp files of this folder for this machine, once, with the compiler that $CXX
+names, or g++ or clang++, into the cache folder of quantlib.zoo.fetch. Nothing is compiled on import and nothing has to be: every product has another kernel. QUANTLIB_COMPILED=0 leaves the library alone
 even where it was built.
 
 The file's name is a hash of the source, the flags, the compiler and the CPU, and the library contains it: what was

@@ -368,6 +368,14 @@ void multiply_block(const Product<Path>& p, int64_t block, int64_t first_row, in
             Path::round(load(sums + r * B + v * LANES), p.y + (first_row + r) * p.out + block * B + v * LANES);
 }
 
+template <class Path>
+float sum_of(const typename Path::Number* x, int64_t size) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < size; k++) sum += Path::widen(x[k]);
+    return sum;
+}
+
 template <class Path, int B>
 void multiply(const Product<Path>& p) {
     const int64_t groups = p.in / p.group_size, blocks = p.out / B, tiles = (p.rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -377,10 +385,7 @@ void multiply(const Product<Path>& p) {
         if (p.zero) {
 #pragma omp for
             for (int64_t i = 0; i < p.rows * groups; i++) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t k = 0; k < p.group_size; k++) sum += Path::widen(p.x[i * p.group_size + k]);
-                x_sum[i] = sum;
+                x_sum[i] = sum_of<Path>(p.x + i * p.group_size, p.group_size);
             }
         }
         std::vector<float> scale(groups * B), zero(p.zero ? groups * B : 0);  // of one block, as float32

@@ -23,6 +23,7 @@
 #define SIXTEEN
 
 #include <cmath>
+#include <limits>
 
 namespace {
 

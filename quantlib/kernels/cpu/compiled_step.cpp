@@ -3,7 +3,7 @@
 //
 // What a step costs beside its products is not arithmetic but calls: some twenty operators a layer, each of which takes
 // a few microseconds whatever it does. So here a step is one call. All of it is one parallel region: the threads start
-// once, share each product by blocks of outputs, and wait for each other five times a layer. What is too little to be
+// once, share each product by blocks of outputs, and wait for each other six times a layer. What is too little to be
 // shared (norms, sums of x) every thread computes for itself, which costs less than waiting.
 //
 // Products are those of compiled_products.h, in float32, or for a single row those of compiled_sixteen.h. Keys and values stay where Python allocated them; nothing is
@@ -105,12 +105,7 @@ Input prepare(const Matrix& m, const float* x, int64_t rows) {
     if (!m.zero) return {x, nullptr, false};
     const int64_t groups = m.in / m.group_size;
     float* x_sum = Own::of(own.x_sum, rows * groups);
-    for (int64_t i = 0; i < rows * groups; i++) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < m.group_size; k++) sum += x[i * m.group_size + k];
-        x_sum[i] = sum;
-    }
+    for (int64_t i = 0; i < rows * groups; i++) x_sum[i] = sum_of<Float32>(x + i * m.group_size, m.group_size);
     return {x, x_sum, false};
 }
 
@@ -167,14 +162,19 @@ void multiply_shared(const Matrix& m, const float* x, float* y, int64_t rows, bo
     }
 }
 
+float dot(const float* a, const float* b, int64_t size) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += a[i] * b[i];
+    return sum;
+}
+
 // RMSNorm of all rows, by each thread for itself
 const float* normalised(const float* x, const float* weight, int64_t rows, int64_t hidden, double epsilon) {
     float* y = Own::of(own.x, rows * hidden);
     for (int64_t r = 0; r < rows; r++) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < hidden; i++) sum += x[r * hidden + i] * x[r * hidden + i];
-        const float factor = 1 / std::sqrt(sum / hidden + float(epsilon));
+        const float squares = dot(x + r * hidden, x + r * hidden, hidden);
+        const float factor = 1 / std::sqrt(squares / hidden + float(epsilon));
         for (int64_t i = 0; i < hidden; i++) y[r * hidden + i] = x[r * hidden + i] * factor * weight[i];
     }
     return y;
@@ -205,13 +205,6 @@ void rotate(float* x, const float* cos, const float* sin, int64_t head_dim) {
         x[i] = first * cos[i] + second * sin[i];
         x[i + half] = second * cos[i + half] + first * sin[i + half];
     }
-}
-
-float dot(const float* a, const float* b, int64_t size) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += a[i] * b[i];
-    return sum;
 }
 
 // queries turned, keys turned and kept, values kept; then each head reads what is kept of its row

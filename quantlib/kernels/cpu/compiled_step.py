@@ -69,8 +69,7 @@ def refuses(model: StepModel, library: compiled.Library | None = None) -> str | 
         for name in ("qkv", "out", "gate_up", "down"):
             if reason := _matrix_refused(getattr(layer, name)):
                 return f"{reason} ({name} of layer {number})"
-        weight, intermediate = layer.gate_up.weight, layer.down.weight
-        width = intermediate.in_features if isinstance(intermediate, PackedWeight) else intermediate.shape[1]
+        weight, (_, width) = layer.gate_up.weight, _shape(layer.down)
         if isinstance(weight, PackedWeight) and weight.layout == "int4pack" and width % (2 * weight.data.shape[2]):
             return f"gate and up of {width} rows do not begin with a block of {2 * weight.data.shape[2]} each"
     return f"{reason} (the head)" if (reason := _matrix_refused(model.head)) else None
@@ -97,7 +96,7 @@ class CompiledStep:
     def __init__(self, model: StepModel, library: compiled.Library | None = None) -> None:
         """library: by default the one that quantlib.kernels.cpu.compiled.build makes. ValueError for what `refuses` says."""
         if reason := refuses(model, library):
-            raise ValueError(f"model cannot be taken by the compiled step: {reason}")
+            raise ValueError(f"model cannot be decoded in C++: {reason}")
         self._library = library or compiled.default()
         first, hidden = model.layers[0], model.norm.numel()
         batch, kv_heads, context, head_dim = first.keys.shape
