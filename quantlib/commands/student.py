@@ -38,14 +38,12 @@ class Check:
 
     def source(self, title: str) -> str:
         """The check as a cell of a notebook."""
-        names = ", ".join(self.leaves)
         return (
             f"# The check of “{title}”.\n"
-            f"_missing = [name for name in {list(self.leaves)} if name not in globals()]\n"
-            f'assert not _missing, ("the exercise “{title}” waits for your answer: let the cell above define "\n'
-            f'                      + ", ".join(_missing) + ", run it, then run this one again")\n'
+            "from quantlib.book.exercises import wait_for as _wait_for\n\n"
+            f"_wait_for({title!r}, {list(self.leaves)}, globals())\n"
             f"{self.code}\n"
-            f'print("{names}: checked")'
+            f'print("{", ".join(self.leaves)}: checked")'
         )
 
     def answer(self, title: str) -> str:

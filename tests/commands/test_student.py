@@ -11,12 +11,15 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from quantlib.book.exercises import Unanswered
 from quantlib.commands.student import exercises, main, read_checks, student
 from quantlib.records.lesson_files import lessons_folder
 
 LESSONS = lessons_folder()
 CHECKS = read_checks((LESSONS / "checks.py").read_text(encoding="utf-8"))
 PAGES = {page.stem: jupytext.read(page, fmt="md:myst") for page in sorted(LESSONS.glob("[0-9]*.md"))}
+WITH_EXERCISES = [stem for stem, page in PAGES.items() if any(exercises(page))]
+CHEAP = [stem for stem in WITH_EXERCISES if stem[:2] in ("04", "05")]
 HEADER = "---\nkernelspec: {name: python3, display_name: Python 3}\njupytext: {text_representation: {extension: .md, format_name: myst}}\n---\n"
 EXAMPLE = (
     HEADER
@@ -80,6 +83,10 @@ def run(notebook, tmp_path):
     NotebookClient(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
+def failed(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and any(o.output_type == "error" for o in cell.outputs)]
+
+
 def bound(code):
     """The names that a cell's code gives a value to, functions' own names left aside."""
     found, waiting = set(), [ast.parse(code)]
@@ -101,7 +108,12 @@ def read(code):
 
 
 def code_before(notebook, at):
-    return [cell.source for cell in notebook.cells[:at] if cell.cell_type == "code"]
+    return [cell.source for cell in notebook.cells[:at] if cell.cell_type == "code" and cell.source]
+
+
+def first_answer(notebook):
+    """Where the cell to answer the first exercise in stands."""
+    return next(at for at, cell in enumerate(notebook.cells) if cell.metadata.get("tags") == ["answer"])
 
 
 # --- a small page
@@ -120,10 +132,12 @@ def test_the_solution_goes_and_everything_else_stays():
 
 def test_the_notebook_runs_to_the_exercise_and_its_check_says_what_to_do(tmp_path):
     notebook = example()
-    with pytest.raises(CellExecutionError, match="the exercise “Double it” waits for your answer.*"):
+    with pytest.raises(CellExecutionError, match="The exercise “Double it” waits for your answer: let the cell above define double, run it"):
         run(notebook, tmp_path)
-    failed = [cell.metadata.tags for cell in notebook.cells if cell.cell_type == "code" and any(o.output_type == "error" for o in cell.outputs)]
-    assert failed == [["check"]]
+    (stopped,) = failed(notebook)
+    assert stopped.metadata.tags == ["check"]
+    (shown,) = stopped.outputs
+    assert shown.traceback == [shown.evalue], "the sentence alone, without a traceback"
 
 
 @pytest.mark.parametrize(("answer", "said"), [("def double(n): return n", "twice four is eight"), ("double = lambda n: 2 * n", "")])
@@ -209,6 +223,28 @@ def test_what_later_cells_read_is_there_without_the_solution(stem):
             if cell.cell_type == "code":
                 assert not (read(cell.source) & made) - known - bound(cell.source), f"{exercise.label}: {cell.source[:60]}"
                 known |= bound(cell.source)
+
+
+@pytest.mark.parametrize("stem", WITH_EXERCISES)
+def test_to_its_first_exercise_a_notebook_is_the_page_and_there_it_says_what_to_do(stem):
+    """The same code, cell by cell: the run of the page, which is a test too, is the notebook's run up to there."""
+    page, made = PAGES[stem], student(copy.deepcopy(PAGES[stem]), CHECKS)
+    first, at = next(exercises(page)), first_answer(made)
+    assert code_before(made, at) == code_before(page, first.at) != []
+    assert made.metadata.kernelspec == page.metadata.kernelspec
+    with pytest.raises(Unanswered) as stopped:
+        exec(made.cells[at + 1].source, {})
+    names = ", ".join(CHECKS[first.label].leaves)
+    assert f"“{first.title}” waits for your answer: let the cell above define {names}, run it" in str(stopped.value)
+
+
+@pytest.mark.parametrize("stem", CHEAP)
+def test_a_notebook_runs_to_its_first_exercise_and_stops_there(tmp_path, stem):
+    """In a folder of a student's. Two that are there after seconds; the test above shows it of all."""
+    made = student(copy.deepcopy(PAGES[stem]), CHECKS)
+    with pytest.raises(CellExecutionError, match=f"The exercise “{next(exercises(PAGES[stem])).title}” waits for your answer"):
+        run(made, tmp_path)
+    assert failed(made) == [made.cells[first_answer(made) + 1]]
 
 
 def test_the_command_writes_a_notebook_for_every_page(tmp_path, capsys, monkeypatch):
