@@ -153,3 +153,10 @@ assert all(abs(chain[_rate] - _rate**50) < 1e-9 for _rate in (0.97, 0.95)), "fif
 #: coarse: what find_faulty_layer says of it
 assert q3 is not small.model and not coarse.faulty, "every layer does what its grid explains"
 assert max(_layer.times for _layer in coarse.layers) > 0, "the localiser has to have looked at its layers"
+
+# %% ex-9-ask
+#: asked: the share of tokens at which the float model is asked
+#: still: the share of tokens that differ from the float model's all the same
+_of = along["4 bits"]["float's"]
+assert abs(asked - (_of["margin"] < 1).float().mean().item()) < 1e-6, "those whose margin is thinner than a nat"
+assert still < 0.2 * (1 - _of["same"].float().mean().item()), "what is asked again is right"
