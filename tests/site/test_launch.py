@@ -16,7 +16,10 @@ import nbformat
 import pytest
 import yaml
 from book_tools import ROOT
+from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpec
 from launch import address, setup, with_setup
+from nbclient import NotebookClient
 
 PAGE = "# Page\n\n```{code-cell} ipython3\nx = 1\n```\n"
 PACKAGE = '''
@@ -58,27 +61,55 @@ def test_where_the_course_is_installed_the_cell_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="needs git and a repository")
-def test_in_a_fresh_environment_the_notebook_alone_fetches_the_course(tmp_path):
-    """An environment that has the packages (by a path, so that nothing is downloaded) and not the course; an empty folder."""
-    repository, folder = tmp_path / "lessons-of-someone", tmp_path / "elsewhere"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """(python, repository, variables): an environment that has the packages (by a path, so that nothing is downloaded) and
+    not the course, the course as git clones it, and what is set there.
+    """
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs git and a repository")
+    folder = tmp_path_factory.mktemp("elsewhere")
+    repository = folder / "lessons-of-someone"
     subprocess.run(["git", "clone", "--quiet", "--bare", "--depth", "1", f"file://{ROOT}", repository], check=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
     site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
     Path(site.stdout.strip(), "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "QUANTLIB_LESSONS")} | {"PIP_NO_INDEX": "1"}
+    return python, f"file://{repository}", clean
+
+
+def test_in_a_fresh_environment_the_first_cell_fetches_the_course(elsewhere, tmp_path):
+    python, repository, clean = elsewhere
 
     def run(code):
-        return subprocess.run([python, "-c", code], cwd=folder, env=clean, capture_output=True, text=True, check=False)
+        return subprocess.run([python, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
 
     assert "No module named 'quantlib'" in run("import quantlib").stderr
-    done = run(setup(f"file://{repository}") + PACKAGE)
+    done = run(setup(repository) + PACKAGE)
     assert done.returncode == 0, done.stderr
-    course = folder / "lessons-of-someone"
+    course = tmp_path / "lessons-of-someone"
     assert done.stdout == f"lessons in {course / 'lessons'} package in {course / 'quantlib'}\n"
-    assert run(setup(f"file://{repository}") + PACKAGE).returncode == 0, "a second run finds what the first fetched"
+    assert run(setup(repository) + PACKAGE).returncode == 0, "a second run finds what the first fetched"
+
+
+def test_there_a_notebook_alone_runs(elsewhere, tmp_path):
+    """Part 1 as it is downloaded, to its first figure, in a kernel of that environment; then it reads a recording."""
+    python, repository, clean = elsewhere
+    notebook = with_setup(jupytext.read(ROOT / "lessons" / "01-round-weights-to-a-grid.md", fmt="md:myst"), repository)
+    figure = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and "show(" in cell.source)
+    reading = f"{PACKAGE}\nfrom quantlib.records import load_record\nload_record('part_01.stories')"
+    notebook.cells[figure + 1 :] = [nbformat.v4.new_code_cell(reading)]
+
+    class There(KernelManager):
+        kernel_spec = KernelSpec(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
+
+    client = NotebookClient(notebook, km=There(), timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env=clean)
+    drawn, read = notebook.cells[-2:]
+    assert any("image/svg+xml" in output.get("data", {}) for output in drawn.outputs)
+    assert f"package in {tmp_path / 'lessons-of-someone' / 'quantlib'}\n" in read.outputs[0].text
+    assert [path.name for path in tmp_path.iterdir()] == ["lessons-of-someone"]
 
 
 def test_the_container_installs_what_make_installs():
