@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ def libraries(tmp_path_factory) -> dict[str, compiled.Library]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(compiled, "_loaded", {})
-        for flags in PATHS.values():
-            compiled.build(flags)
+        with ThreadPoolExecutor() as pool:  # a compiler takes one core
+            list(pool.map(compiled.build, PATHS.values()))
         return {name: compiled.load(flags) for name, flags in PATHS.items()}
 
 

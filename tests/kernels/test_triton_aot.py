@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from side_by_side import asked, processes
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="the triton package, and its compiler, exist for Linux only"
@@ -60,12 +61,23 @@ def tensor_core(found):
     return sum(count for name, count in found.instructions.items() if "MMA" in name)
 
 
+def dtype_on(name, config, sm):
+    """By turns, so that each config meets each dtype on one of the two."""
+    return ("fp16", "bf16")[(ALL.index((name, config)) + sm // 10) % 2]
+
+
+@pytest.fixture(scope="module")
+def compilations(request):
+    """(name, config, sm) -> a future of what the compiler made of it; the compiler takes one core."""
+    with processes() as pool:
+        keys = [(each["name"], each["config"], each["sm"]) for each in asked(request)]
+        yield {key: pool.submit(compiled, *key, dtype_on(*key)) for key in keys}
+
+
 @pytest.mark.parametrize("sm", (80, 90))
 @pytest.mark.parametrize(("name", "config"), ALL, ids=lambda v: v if isinstance(v, str) else None)
-def test_every_config_fits_and_spills_nothing(name, config, sm):
-    # by turns, so that each config meets each dtype on one of the two
-    dtype = ("fp16", "bf16")[(ALL.index((name, config)) + sm // 10) % 2]
-    found = compiled(name, config, sm, dtype)
+def test_every_config_fits_and_spills_nothing(compilations, name, config, sm):
+    found = compilations[name, config, sm].result()
     assert found.spilled == 0
     assert found.registers <= 255
     assert found.registers * 32 * config.warps <= 65536, "the registers of a processor hold one program"

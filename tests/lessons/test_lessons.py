@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from quantlib.commands.record import all_experiments, leftovers, why_record
+from quantlib.records.experiments import load_experiment
 from quantlib.records.records import in_words
 from tests.lesson_recordings import read_recording
+from tests.side_by_side import asked, processes
 
 ROOT = Path(__file__).parents[2]
 LESSONS = ROOT / "lessons"
@@ -25,9 +27,24 @@ def these_lessons(monkeypatch):
     monkeypatch.setenv("QUANTLIB_LESSONS", str(LESSONS))
 
 
+def reasons_to_record(name):
+    return in_words(why_record(load_experiment(name)))
+
+
+@pytest.fixture(scope="module")
+def reasons(request):
+    """{experiment: a future of why it has to be recorded}, of those that this run of the tests asks for.
+
+    A miniature computes on one thread, so there is one process for each core.
+    """
+    with pytest.MonkeyPatch.context() as patch, processes() as pool:
+        patch.setenv("QUANTLIB_LESSONS", str(LESSONS))
+        yield {each["experiment"]: pool.submit(reasons_to_record, each["experiment"].name) for each in asked(request)}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
-def test_every_experiment_has_a_fresh_record(experiment):
-    assert in_words(why_record(experiment)) == ""
+def test_every_experiment_has_a_fresh_record(experiment, reasons):
+    assert reasons[experiment].result() == ""
 
 
 def test_nothing_is_recorded_that_nothing_makes():

@@ -211,14 +211,13 @@ def test_every_row_of_int8_comes_back(out, columns, exponent, seed):
 
 def test_a_scale_that_no_maximum_gives_is_refused():
     few = torch.linspace(1, 2, 100_001, dtype=torch.float32)
-    without = [s for s in few.tolist() if not _has_absmax(s)]
+    without = few[~_has_absmax(few)]
     assert 0 < len(without) < 0.02 * len(few)
     with pytest.raises(ValueError, match="divided by 127"):
-        absmax_of(torch.tensor(without[:1]))
+        absmax_of(without[:1])
 
 
 def _has_absmax(s):
-    s = torch.tensor(s)
     near = s * 127
-    around = [near, *(torch.nextafter(near, torch.tensor(d)) for d in (torch.inf, -torch.inf))]
-    return any(bool(each / 127 == s) for each in around)
+    around = [near, *(torch.nextafter(near, torch.full_like(near, d)) for d in (torch.inf, -torch.inf))]
+    return torch.stack([each / 127 == s for each in around]).any(0)

@@ -394,12 +394,11 @@ print(kilobytes("VmHWM") - before, report.bytes_after // 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux keeps a process's peak of memory there")
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_peak_is_the_new_layers_and_one_layers_work(bits):
-    found = []
-    for _ in range(3):  # what an allocator keeps for later only adds: the least of three is nearest
+    one, over = 2048 * 2048 * 4 // 1024, []
+    while len(over) < 3 and min(over, default=1) > 0:  # what an allocator keeps for later only adds: the least counts
         done = subprocess.run(
             [sys.executable, "-c", PEAK.format(bits=bits)], capture_output=True, text=True, check=True, timeout=120
         )
-        found.append(tuple(map(int, done.stdout.split())))
-    peak, kept = min(found)
-    one = 2048 * 2048 * 4 // 1024
-    assert peak <= kept + 2 * one  # codes and scratch of one layer; the float model holds 8 of them
+        peak, kept = map(int, done.stdout.split())
+        over.append(peak - kept - 2 * one)  # codes and scratch of one layer; the float model holds 8 of them
+    assert min(over) <= 0, over
