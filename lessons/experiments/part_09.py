@@ -1,4 +1,4 @@
-"""What part 9 measures: adapters on frozen codes, errors along a text, chains of answers, embeddings."""
+"""What part 9 measures: adapters on frozen codes, errors along a text, chains of answers, embeddings, long contexts."""
 
 import copy
 
@@ -269,3 +269,51 @@ def embeddings(loaded, rows, *, windows=4, window=1024):
         p = perplexity(with_embeddings(loaded.model, EMBEDDINGS[row]), ids, window, windows)
         yield row, {"perplexity": p.value, "nll": p.nll}
 
+
+
+def read_whole(model, ids, chunk):
+    """The loss of every prediction of a text, float32 [length - 1], and its keys and values; some tokens at a time."""
+    cache, found, targets = None, [], ids[1:]
+    for start in range(0, len(ids), chunk):
+        out = model(ids[None, start : start + chunk], past_key_values=cache, use_cache=True)
+        cache, wanted = out.past_key_values, targets[start : start + chunk]
+        found.append(F.cross_entropy(out.logits[0, : len(wanted)].float(), wanted, reduction="none"))
+    return torch.cat(found), cache
+
+
+def read_again(model, ids, cache, starts, length):
+    """The text goes on with one of its own passages, for every start: the losses of the passage's second half, and
+    whether its tokens are the likeliest; [starts, length / 2] each. All passages stand at the same positions."""
+    nats, right = [], []
+    for start in starts:
+        passage = ids[start : start + length]
+        logits = model(passage[None], past_key_values=cache, use_cache=True).logits[0, length // 2 - 1 : -1].float()
+        cache.crop(-length)
+        nats.append(F.cross_entropy(logits, passage[length // 2 :], reduction="none"))
+        right.append(logits.argmax(-1) == passage[length // 2 :])
+    return {"nats": torch.stack(nats), "right": torch.stack(right)}
+
+
+@experiment(
+    rows=("float", "8 bits", "4 bits"), model=MODEL, tolerance=1e-4,
+    miniature={"windows": 2, "window": 96, "distances": (32, 64), "passages": 2, "length": 8, "chunk": 32})
+def long_context(loaded, rows, *, windows=4, window=4096, distances=(256, 1024, 4032), passages=4, length=48, chunk=1024):
+    """The losses along long texts, and of passages that stood so many tokens earlier and come again at the end."""
+    text = load_text("wikitext-2", "test")[: 6 * windows * window]
+    ids = torch.tensor(loaded.tokenizer(text).input_ids[: windows * window]).view(windows, window)
+    for row in rows:
+        model, found = loaded.model, []
+        if row != "float":
+            model = dequantized(quantize_model(model, RTN(GRIDS[row]))[0])
+        with torch.inference_mode():
+            for each in ids:
+                nll, cache = read_whole(model, each, chunk)
+                found.append({"nll": nll} | {
+                    str(distance): read_again(
+                        model, each, cache, [window - distance + length * i for i in range(passages)], length)
+                    for distance in distances
+                })  # fmt: skip
+        again = {
+            str(d): {name: torch.stack([f[str(d)][name] for f in found]) for name in ("nats", "right")} for d in distances
+        }
+        yield row, {"nll": torch.stack([f["nll"] for f in found]), "again": again}
