@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,28 @@ if TYPE_CHECKING:
 EXERCISE = re.compile(r"^:::\{exercise\} *(.*)\n:label: *(\S+)", re.MULTILINE)
 DROPDOWN = re.compile(r"\A\s*:::\{dropdown\}.*?^:::$\s*", re.DOTALL | re.MULTILINE)
 SOLUTION = {"hide-cell", "remove-cell"}
+
+
+class Unanswered(Exception):
+    """An exercise has no answer yet. A notebook shows the sentence alone: a traceback would be of code that its reader
+    neither wrote nor has to mend.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows in the place of a traceback
+        return [str(self)]
+
+
+def wait_for(title: str, names: Collection[str], there: Mapping[str, object]) -> None:
+    """Raise Unanswered, saying what to do, unless the names that an answer leaves are there (a notebook's globals()).
+
+    Called by the notebooks' own checks.
+    """
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise Unanswered(
+            f"The exercise “{title}” waits for your answer: let the cell above define {', '.join(missing)}, run it, "
+            "then run this one again."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class Check:
         """The check as a cell of a notebook."""
         return (
             f"# The check of “{title}”.\n"
-            "from quantlib.book.exercises import wait_for as _wait_for\n\n"
+            "from quantlib.commands.student import wait_for as _wait_for\n\n"
             f"_wait_for({title!r}, {list(self.leaves)}, globals())\n"
             f"{self.code}\n"
             f'print("{", ".join(self.leaves)}: checked")'
