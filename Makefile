@@ -40,12 +40,13 @@ record: $(READY) ## run the slow experiments that are out of date and record wha
 	$(BIN)/python -m quantlib record $(if $(RECORD),"$(RECORD)")
 
 table: $(READY) ## measure every row of part 7's table that is missing or stale (hours, if all), and print it
-	$(BIN)/python -m quantlib record part_07.quality part_07.on_stories part_07.tasks
+	$(BIN)/python -m quantlib record part_07.quality part_07.on_stories part_07.tasks part_07.references part_07.llama_cpp
 	$(BIN)/python -m quantlib table
 
 bench: $(READY) ## build the compiled kernel if a compiler is there, time every kernel on this machine, record it
 	-$(BIN)/python -m quantlib build
-	$(BIN)/python -m quantlib record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding part_02.writing
+	$(BIN)/python -m quantlib record part_02.speed part_02.speed_on_gpu part_03.speed part_02.decoding part_02.writing \
+		part_07.reading part_07.on_gpu
 	$(BIN)/python -m quantlib bench
 
 check-env: $(READY) ## say what this machine has of what the lessons need, and what to do about the rest

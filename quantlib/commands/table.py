@@ -16,13 +16,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from quantlib.measure.ceilings import Ceilings
 from quantlib.measure.decoding import TokenRates
-from quantlib.measure.evaluate import PairedDifference
+from quantlib.measure.evaluate import PairedDifference, paired_bootstrap
+from quantlib.measure.measurements import Benchmark
 from quantlib.measure.method_table import MethodRow, advice, beaten_by, rows_of
 from quantlib.records.records import Record, load_record
 
 TABLES = {"part_07.quality": ("part_07.references",), "part_07.on_stories": ()}  # and what stands beside its rows
-SPEEDS = "part_02.decoding"
 HEADER = f"{'':34}{'MB':>7}{'bits':>7}{'ppl':>9}  {'nats lost, 95 %':26}{'KL':>8}{'same':>8}{'flips':>8}{'s':>7}{'MB':>7}"
 
 
@@ -50,11 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written[name] = {**_sources(record), "rows": [as_numbers(row) for row in rows]}
     print("\n".join(_accuracies(tasks.values)))
     written["part_07.tasks"] = {**_sources(tasks), "right": {n: _share(v) for n, v in tasks.values.items()}}
-    try:
-        speeds = load_record(SPEEDS)
-        print("\n".join(_speeds(speeds)))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"no speeds: {error}")
+    for name, lines_of in BESIDE.items():  # facts of a machine and its libraries, which may be missing
+        try:
+            record = load_record(name)
+            lines = list(lines_of(record, records["part_07.quality"].values))
+        except (OSError, ValueError, KeyError) as error:
+            print(f"\nno {name}: {error}")
+            continue
+        print("\n".join(["", *lines]))
+        written[name] = {**_sources(record), "lines": lines}
     if options.json is None:
         return 0
     try:
@@ -119,8 +124,59 @@ def _share(found: Mapping) -> float:
     return found["right"].double().mean().item()
 
 
-def _speeds(record: Record) -> Iterator[str]:
-    rates = TokenRates.from_values(record.values["rates"])
-    yield f"\ngreedy decoding of {record.model}, {record.machine.cpu}, {record.date}"
-    for name in rates.benchmark.measurements:
-        yield f"  {name:24}{rates[name]:8.1f} tokens/s"
+def _by_llama_cpp(record: Record, ours: Mapping[str, Mapping]) -> Iterator[str]:
+    """Its perplexity on the same windows, and what its arithmetic adds to that of the same weights here."""
+    yield f"the same weights, answered by llama.cpp on {record.machine.cpu}: perplexity, nats added to ours, same first"
+    for name, found in record.values.items():
+        added = _interval(paired_bootstrap(ours[name]["nll"], found["nll"]))
+        same = found["same first"].mean().item()
+        yield f"  {name + ', ' + found['blocks']:44}{found['perplexity']:7.2f}  {added:26}{same:8.1%}"
+
+
+def _writing(record: Record, _: Mapping) -> Iterator[str]:
+    """Tokens a second, and over llama.cpp's where it took turns with them."""
+    for threads, values in record.values["rates"].items():
+        rates = TokenRates.from_values(values)
+        yield f"greedy writing of {record.model}, {record.machine.cpu}, {record.date}, {_threads(threads)}: tokens/s"
+        for name in rates.benchmark.measurements:
+            peer = f"{name.partition(' ')[0]} llama.cpp"
+            beside = peer in rates.benchmark.measurements and peer != name
+            yield f"  {name:24}{rates[name]:8.1f}" + (f"   {rates.ratio(name, peer)} of llama.cpp" if beside else "")
+
+
+def _reading(record: Record, _: Mapping) -> Iterator[str]:
+    """Tokens a second, and the share of the fastest float32 product of this machine."""
+    for threads, found in record.values["by threads"].items():
+        limit = Ceilings.from_values(found["ceilings"]).matmul_gflop_per_s["float32"]
+        for length, values in found.items():
+            if length == "ceilings":
+                continue
+            benchmark = Benchmark.from_values(values)
+            yield f"reading a prompt of {length} tokens, {record.machine.cpu}, {_threads(threads)}: tokens/s"
+            for name, m in benchmark.measurements.items():
+                share = m.gflop_per_s / limit
+                yield f"  {name:24}{int(length) / m.median:8.1f}   {share:5.0%} of the float32 limit"
+
+
+def _on_gpu(record: Record, _: Mapping) -> Iterator[str]:
+    """Tokens a second of whole models, and the share of the bandwidth that their bytes took."""
+    limits = Ceilings.from_values(record.values["ceilings"])
+    for shape, found in record.values.items():
+        if shape == "ceilings":
+            continue
+        rates, reading = TokenRates.from_values(found["rates"]), Benchmark.from_values(found["reading"])
+        yield f"{shape} with random weights, {record.machine.gpu}, {record.date}: MB and tokens/s, share of the limit"
+        for name, size in found["bytes a token"].items():
+            share = rates[name] * size / (1e9 * limits.read_gb_per_s)
+            read = found["length"] / reading[name].median
+            yield f"  {name:24}{size / 1e6:8.0f}{rates[name]:8.1f} {share:5.0%}; reading {read:.0f} tokens/s"
+
+
+def _threads(count: str) -> str:
+    return f"{count} thread{'s' * (count != '1')}"
+
+
+BESIDE = {
+    "part_07.llama_cpp": _by_llama_cpp, "part_02.writing": _writing, "part_07.reading": _reading,
+    "part_07.on_gpu": _on_gpu,
+}  # fmt: skip

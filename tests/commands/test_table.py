@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from quantlib.commands import table as command
+from quantlib.measure.ceilings import Ceilings
 from quantlib.measure.machine import Machine
+from quantlib.measure.measurements import Benchmark, Conditions, Measurement
 from quantlib.measure.method_table import rows_of
 from quantlib.records.records import read_record
 from tests.measure.test_method_table import VALUES
@@ -23,12 +25,34 @@ ROOT = Path(__file__).parents[2]
 RIGHT = {"float; PIQA": {"right": torch.tensor([True, True, False, True])}}
 
 
+def benchmark(**seconds):
+    """Two rounds of each: as it is kept in a record."""
+    conditions = Conditions(2, 1, 1, "cpu", 1, 0, 0)
+    return vars(Benchmark({
+        name: vars(Measurement((time, time), None, 3_000_000_000)) for name, time in seconds.items()
+    }, vars(conditions)))  # fmt: skip
+
+
+LIMITS = vars(Ceilings(10.0, "sum of float32", 15.0, {"float32": 100.0}, "cpu", 1))
+IN_LLAMA_CPP = {"nll": VALUES["eight"]["nll"] + 0.25, "perplexity": 20.5, "same first": torch.tensor([0.5, 1.0])}
+FACTS = {
+    "part_07.tasks": RIGHT,
+    "part_07.llama_cpp": {"eight": IN_LLAMA_CPP | {"blocks": "Q8_0"}},
+    "part_02.writing": {"rates": {"1": {"benchmark": benchmark(**{"int8 C++": 2.0, "int8 llama.cpp": 4.0}), "tokens": 48}}},
+    "part_07.reading": {"by threads": {"2": {"ceilings": LIMITS, "512": benchmark(W8A8=0.5)}}},
+    "part_07.on_gpu": {"ceilings": LIMITS, "Llama-2-7B": {
+        "rates": {"benchmark": benchmark(bf16=2.0), "tokens": 4}, "reading": benchmark(bf16=0.25),
+        "bytes a token": {"bf16": 2_500_000_000}, "length": 512,
+    }},
+}  # fmt: skip
+
+
 def record(name):
-    values = {"part_07.tasks": RIGHT}.get(name, VALUES)
-    if name in ("part_02.decoding", "part_07.references"):
+    values = FACTS.get(name, VALUES)
+    if name == "part_07.references":
         raise FileNotFoundError(f"{name}.json does not exist: run `make record RECORD={name}`")
     return SimpleNamespace(
-        values=values, model="a model", model_checksum="0" * 64, machine=Machine("a CPU", 2, ("avx2",), None),
+        values=values, model="a model", model_checksum="0" * 64, machine=Machine("a CPU", 2, ("avx2",), "a GPU"),
         parameters={"windows": 6, "window": 41, "count": 3}, versions={"torch": "2"}, date="2026-01-01",
         made=dict.fromkeys(values, "2026-01-01 on a CPU in 2 s"),
     )  # fmt: skip
@@ -49,7 +73,29 @@ def test_rows_intervals_ties_and_advice(recorded, capsys):
     assert "~ ties with float. Beaten by a row no larger: float; four; large and bad" in lines
     assert "least lost within 40% of the 16-bit bytes, ties included: four, other; four, better" in lines
     assert "  float; PIQA                                   75.0% of 4" in lines
-    assert lines[-1].startswith("no speeds: part_02.decoding.json does not exist")
+
+
+def test_what_llama_cpp_answers_and_how_fast_whole_models_are(recorded, capsys):
+    assert command.main([]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "eight, Q8_0 20.50 +0.2500 +0.2500 +0.2500 75.0%" in lines
+    assert "int8 C++ 24.0 2.00× [2.00, 2.00] of llama.cpp" in lines and "int8 llama.cpp 12.0" in lines
+    assert "reading a prompt of 512 tokens, a CPU, 2 threads: tokens/s" in lines
+    assert "W8A8 1024.0 6% of the float32 limit" in lines  # 3 GFLOP in half a second, of 100 in one
+    assert "bf16 2500 2.0 50%; reading 2048 tokens/s" in lines
+
+
+@pytest.mark.parametrize("missing", [name for name in FACTS if name != "part_07.tasks"])
+def test_a_table_without_one_of_the_speeds_is_a_table(missing, monkeypatch, capsys):
+    def all_but_one(name):
+        if name == missing:
+            raise FileNotFoundError(f"{name}.json does not exist: run `make record RECORD={name}`")
+        return record(name)
+
+    monkeypatch.setattr(command, "load_record", all_but_one)
+    assert command.main([]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("does not exist") == 1 and f"no {missing}: {missing}.json does not exist" in printed
 
 
 def test_the_numbers_in_a_new_file(recorded, tmp_path, capsys):
@@ -60,6 +106,7 @@ def test_the_numbers_in_a_new_file(recorded, tmp_path, capsys):
     assert rows["four"]["total"] == 500 and rows["four"]["lost"]["mean"] == pytest.approx(0.5, abs=1e-6)
     assert rows["float"]["lost"] is None and written["part_07.quality"]["machine"]["cpu"] == "a CPU"
     assert written["part_07.tasks"]["right"] == {"float; PIQA": 0.75}
+    assert "512" in written["part_07.reading"]["lines"][0] and written["part_07.on_gpu"]["machine"]["gpu"] == "a GPU"
     assert command.main(["--json", str(file)]) == 1 and "name a new file" in capsys.readouterr().err
 
 

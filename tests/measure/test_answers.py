@@ -5,7 +5,7 @@ import torch
 
 from quantlib.measure.answers import answers, beside
 from quantlib.measure.evaluate import compare, perplexity
-from quantlib.measure.memory import peak_memory
+from quantlib.measure.memory import extra_memory, peak_memory
 from quantlib.models.convert import RTN, quantize_model
 from quantlib.models.linears import dequantized
 from quantlib.numerics.grid import Grid
@@ -65,3 +65,12 @@ def test_the_peak_of_memory_sees_what_is_gone_again():
     out, busy = peak_memory(lambda: len(bytearray(b"1" * 200_000_000)))
     assert out == 200_000_000 and busy - idle > 150_000_000
     assert peak_memory(lambda: None)[1] < busy - 100_000_000  # forgotten
+
+
+def test_extra_memory_is_what_comes_on_top():
+    held = bytearray(b"1") * 300_000_000
+    made, extra = extra_memory(lambda: bytearray(b"1") * 200_000_000)
+    if extra is None:
+        pytest.skip("this system does not keep a process's peak of memory")
+    assert len(held) > len(made) and 190_000_000 < extra < 290_000_000
+    assert extra_memory(lambda: None)[1] < 20_000_000
