@@ -1,4 +1,4 @@
-"""Work that computes on one thread, in a process for each core. Start from :func:`processes`."""
+"""Work that computes on one thread, in a process for each core up to four. Start from :func:`processes`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
+MOST = 4  # each holds PyTorch, half a gigabyte
+
 
 def cores() -> int:
     """How many this process may use."""
@@ -19,7 +21,7 @@ def cores() -> int:
 @contextmanager
 def processes() -> Iterator[ProcessPoolExecutor]:
     """A pool of new processes: what still waits at the end, because a test failed or was interrupted, is not begun."""
-    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(cores(), MOST), multiprocessing.get_context("spawn")) as pool:
         try:
             yield pool
         finally:

@@ -35,7 +35,7 @@ def reasons_to_record(name):
 def reasons(request):
     """{experiment: a future of why it has to be recorded}, of those that this run of the tests asks for.
 
-    A miniature computes on one thread, so there is one process for each core.
+    A miniature computes on one thread, so several are run side by side.
     """
     with pytest.MonkeyPatch.context() as patch, processes() as pool:
         patch.setenv("QUANTLIB_LESSONS", str(LESSONS))
