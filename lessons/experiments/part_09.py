@@ -1,4 +1,5 @@
-"""What part 9 measures: adapters on frozen codes, errors along a text, chains of answers, embeddings, long contexts."""
+"""What part 9 measures: adapters on frozen codes, errors along a text, chains of answers, embeddings, long contexts, and
+other languages."""
 
 import copy
 
@@ -6,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantlib import RTN, Grid, load_text, perplexity, quantize, quantize_model, token_windows
+from quantlib import GPTQ, RTN, Grid, load_text, perplexity, quantize, quantize_model, token_windows
+from quantlib.measure.answers import answers, beside
 from quantlib.models.linears import dequantized
 from quantlib.records import experiment, load_record
+from quantlib.zoo.languages import LANGUAGES, load_declaration
 
 MODEL = "SmolLM2-135M-Instruct"
 GRIDS = {"8 bits": Grid(8), "4 bits": Grid(4, 64, symmetric=False)}
@@ -317,3 +320,58 @@ def long_context(loaded, rows, *, windows=4, window=4096, distances=(256, 1024, 
             str(d): {name: torch.stack([f[str(d)][name] for f in found]) for name in ("nats", "right")} for d in distances
         }
         yield row, {"nll": torch.stack([f["nll"] for f in found]), "again": again}
+
+
+def declaration(loaded, parts, read, length):
+    """{language: pieces of two parts each to measure on}, and so many windows [read, length] of the pieces between them
+    from each language. parts "written" stands for an invented text: a miniature fetches nothing."""
+    measured, windows = {}, []
+    for language in LANGUAGES:
+        told = [f"{language}, part {i}: one of many languages." for i in range(6)]
+        told = load_declaration(language) if parts == "kept" else told
+        pieces = [" ".join(told[i : i + 2]) for i in range(0, len(told), 2)]
+        measured[language] = pieces[2::2]
+        ids = torch.tensor(loaded.tokenizer.encode("\n".join(pieces[:1] + pieces[1::2])))
+        windows.append(ids[: min(read, len(ids) // length) * length].view(-1, length))
+    return measured, torch.cat(windows)
+
+
+CALIBRATED = "float", "rounded", "GPTQ, English", "GPTQ, all four"
+
+
+@experiment(
+    rows=CALIBRATED, model=MODEL, tolerance=1e-4,
+    miniature={"parts": "written", "read": 2, "length": 16, "count": 2, "window": 64})
+def languages(loaded, rows, *, parts="kept", read=4, length=256, count=4, window=1024, seed=0):
+    """One text in four languages: of every piece the nats, the KL from float, the tokens predicted and the bytes. Four
+    bits in groups of 64 with a zero point; calibrated on an English encyclopedia, or on as many tokens of the text's other
+    pieces, in all four languages."""
+    measured, mixed = declaration(loaded, parts, read, length)
+    validation = load_text("wikitext-2", "validation")
+    english = token_windows(
+        validation[: len(validation) * 9 // 10], loaded.tokenizer, window, count, seed,
+        evaluation=load_text("wikitext-2", "test"))
+    grid = GRIDS["4 bits"]
+    ways = {
+        "rounded": (RTN(grid), None),
+        "GPTQ, English": (GPTQ(grid, through_attention=True), english),
+        "GPTQ, all four": (GPTQ(grid, through_attention=True), mixed),
+    }
+    ids = {of: [loaded.tokenizer.encode(piece) for piece in pieces] for of, pieces in measured.items()}
+    floats = {of: [answers(loaded.model, each, len(each), 1) for each in pieces] for of, pieces in ids.items()}
+    for row in rows:
+        model = loaded.model if row == "float" else dequantized(quantize_model(loaded.model, *ways[row])[0])
+        values = {}
+        for language, pieces in ids.items():
+            found = [
+                beside(reference, reference if row == "float" else answers(model, each, len(each), 1))
+                for reference, each in zip(floats[language], pieces, strict=True)
+            ]
+            values[language] = {
+                "nats": torch.stack([f.nll.double().sum() for f in found]),  # [pieces]
+                "KL": torch.stack([f.kl.double().sum() for f in found]),
+                "same": torch.stack([f.same.sum() for f in found]),
+                "tokens": torch.tensor([f.nll.numel() for f in found]),
+                "bytes": torch.tensor([len(piece.encode()) for piece in measured[language]]),
+            }
+        yield row, values
