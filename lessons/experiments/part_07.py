@@ -26,7 +26,7 @@ from quantlib.measure.accuracy import score
 from quantlib.measure.answers import answers, beside
 from quantlib.measure.benchmark import measure
 from quantlib.measure.ceilings import ceilings
-from quantlib.measure.decoding import tokens_per_second
+from quantlib.measure.decoding import profile_decode, tokens_per_second
 from quantlib.measure.llama_cpp import LlamaCpp, available
 from quantlib.measure.memory import extra_memory, peak_memory
 from quantlib.methods.awq import ALPHAS
@@ -302,7 +302,7 @@ def reading_ways(models, peers, ids):
 
 @experiment(model=MODEL)
 def reading(loaded, *, lengths=(16, 64, 512), rounds=5, threads=(1, 2)):
-    """Seconds to read a prompt, by turns; llama.cpp where it is there."""
+    """Seconds to read a prompt, by turns, llama.cpp where it is there; and of one way the part in linear layers."""
     models = {name: loaded.model if how is None else quantize_model(loaded.model, how)[0] for name, how in READERS.items()}
     text = loaded.tokenizer(load_text("wikitext-2", "test")).input_ids
     weights = model_shape(loaded.model).quantizable
@@ -315,13 +315,14 @@ def reading(loaded, *, lengths=(16, 64, 512), rounds=5, threads=(1, 2)):
         for count in threads:
             peers = {name: open_peers.enter_context(LlamaCpp(file, threads=count)) for name, file in files.items()}
             builds |= {name: peer.build for name, peer in peers.items()}
-            limits = ceilings("cpu", count)
-            found[str(count)] = {"ceilings": limits} | {
-                str(length): measure(
-                    ways := reading_ways(models, peers, torch.tensor(text[:length])),
-                    flops=dict.fromkeys(ways, 2 * weights * length), rounds=rounds, warmup=1, cold=False, threads=count)
-                for length in lengths
-            }  # fmt: skip
+            found[str(count)] = {"ceilings": ceilings("cpu", count)}
+            for length in lengths:
+                ways = reading_ways(models, peers, torch.tensor(text[:length]))
+                flops = dict.fromkeys(ways, 2 * weights * length)
+                found[str(count)][str(length)] = {
+                    "seconds": measure(ways, flops=flops, rounds=rounds, warmup=1, cold=False, threads=count),
+                    "int8 row": profile_decode(models["int8 row"], ways["int8 row"], rounds=rounds, threads=count),
+                }
     return {"by threads": found, "llama.cpp": builds}
 
 

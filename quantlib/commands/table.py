@@ -151,7 +151,7 @@ def _reading(record: Record, _: Mapping) -> Iterator[str]:
         for length, values in found.items():
             if length == "ceilings":
                 continue
-            benchmark = Benchmark.from_values(values)
+            benchmark = Benchmark.from_values(values["seconds"])
             yield f"reading a prompt of {length} tokens, {record.machine.cpu}, {_threads(threads)}: tokens/s"
             for name, m in benchmark.measurements.items():
                 share = m.gflop_per_s / limit

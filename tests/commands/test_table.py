@@ -39,7 +39,7 @@ FACTS = {
     "part_07.tasks": RIGHT,
     "part_07.llama_cpp": {"eight": IN_LLAMA_CPP | {"blocks": "Q8_0"}},
     "part_02.writing": {"rates": {"1": {"benchmark": benchmark(**{"int8 C++": 2.0, "int8 llama.cpp": 4.0}), "tokens": 48}}},
-    "part_07.reading": {"by threads": {"2": {"ceilings": LIMITS, "512": benchmark(W8A8=0.5)}}},
+    "part_07.reading": {"by threads": {"2": {"ceilings": LIMITS, "512": {"seconds": benchmark(W8A8=0.5)}}}},
     "part_07.on_gpu": {"ceilings": LIMITS, "Llama-2-7B": {
         "rates": {"benchmark": benchmark(bf16=2.0), "tokens": 4}, "reading": benchmark(bf16=0.25),
         "bytes a token": {"bf16": 2_500_000_000}, "length": 512,
